@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Everything a machine can check: style, types, layers, the contract, drift of generated files.
+# Argument: the venv's bin folder.
+set -euo pipefail
+bin=$1
+echo "ruff"; "$bin/ruff" check . ; "$bin/ruff" format --check .
+echo "mypy --strict"; "$bin/mypy"
+echo "import-linter"; "$bin/lint-imports" --no-cache | tail -n 4
+echo "buf lint"; "$bin/buf" lint
+echo "generated code matches the contract"
+tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+packaging/proto.sh "$bin" "$tmp" 2>/dev/null
+for file in "$tmp"/spliffd/pb/*; do diff -q "$file" "spliffd/pb/$(basename "$file")"; done
+echo "all checks passed"

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Sets up a checkout on Debian 12, as root: BCC from Debian, a virtual environment of Debian's own
+# Python (BCC is built for it), the user that the unprivileged processes run as.
+# Argument: folder of the virtual environment.
+set -euo pipefail
+venv=$1
+packages=(python3-bpfcc python3-venv libbpf1 curl openssl nginx-light wrk tshark bpftool iproute2 systemd prometheus)
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if ((${#missing[@]})); then
+    if ((EUID)); then
+        echo "missing: ${missing[*]} – run 'sudo make setup', or: sudo apt install ${missing[*]}" >&2
+        exit 1
+    fi
+    echo "installing ${missing[*]}"
+    # Tests start their own servers; packages must not start theirs.
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+[[ -x $venv/bin/python ]] || /usr/bin/python3 -m venv --system-site-packages "$venv"
+echo "installing Python packages into $venv"
+"$venv/bin/pip" install --quiet --disable-pip-version-check -e '.[daemon,dev]' 2> >(grep -v '^WARNING: Location' >&2)
+if ((EUID == 0)) && ! getent passwd spliff >/dev/null; then
+    systemd-sysusers "$PWD"/packaging/systemd/spliff.sysusers
+fi

@@ -1,0 +1,1 @@
+"""spliffctl: the unprivileged client of spliffd. Knows the contract (spliffd.pb), nothing else."""

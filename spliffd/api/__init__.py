@@ -1,0 +1,1 @@
+"""The gRPC service, its subscribers, and the Prometheus endpoint."""

@@ -1,0 +1,1 @@
+"""From a pid to process, user, unit and container."""

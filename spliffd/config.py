@@ -1,0 +1,160 @@
+"""Configuration: a TOML file and the command line become one frozen ``Config``.
+
+Takes the text of ``/etc/spliff/spliffd.toml`` (every key optional) and the options of the command
+line; returns ``Config``. An unknown key, a wrong type or a value out of bounds raises ``UsageError``
+that names the key. Never touches the host: whether a cgroup exists is found out when it is opened.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from spliffd.counters import MAX_WORKERS
+from spliffd.errors import UsageError
+
+DEFAULT_PATH = Path("/etc/spliff/spliffd.toml")
+DEFAULT_SOCKET = Path("/run/spliff/spliffd.sock")
+
+
+class Scope(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What may be captured at all; empty means the whole host. Enforced in the kernel."""
+
+    cgroups: list[str] = []
+    """Directories of cgroup v2; processes in them and below them are in scope."""
+    users: list[str] = []
+    """User names or ids."""
+    paths: list[str] = []
+    """Globs of library and executable paths that may be probed."""
+    exclude_cgroups: list[str] = []
+    exclude_users: list[str] = []
+    exclude_paths: list[str] = []
+
+    def is_empty(self) -> bool:
+        """Whether the whole host is in scope."""
+        return self == Scope()
+
+
+class Capture(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What is done on the kernel's side."""
+
+    unwatched: str = "metrics"
+    """What happens while nobody watches: "metrics" goes on counting, "off" captures nothing."""
+    ring_mib: int = 32
+    """Size of one worker's ring; a power of two. 32 MiB hold 60 ms of 500 MiB/s."""
+    workers: int = 1
+    """Worker processes, each with a ring of its own."""
+    relocate: bool = True
+    """Move probes to cheaper instructions where that is proved safe."""
+    socket_observation: bool = True
+    """Name sockets by socket operations inside the TLS call."""
+    sock_ops: bool = True
+    """Keep the cookie map through sock_ops."""
+
+
+class Access(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Who may ask."""
+
+    user: str = "spliff"
+    """The user that worker and api run as."""
+    group: str = "spliff"
+    """The group whose members may use the socket."""
+    queue_mib: int = 64
+    """Most that one watcher may have queued before bodies, then exchanges, are shed."""
+
+
+class Metrics(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The Prometheus endpoint."""
+
+    listen: str = "127.0.0.1:9469"
+    """ADDR:PORT, or "off"."""
+
+
+class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """All settings of a run."""
+
+    socket: str = str(DEFAULT_SOCKET)
+    debug: bool = False
+    scope: Scope = Scope()
+    capture: Capture = Capture()
+    access: Access = Access()
+    metrics: Metrics = Metrics()
+
+
+def parse(text: str, source: str) -> Config:
+    """Reads TOML ``text``; ``source`` names the file in errors. Raises UsageError."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source}: not valid TOML: {error}", "mend the line it names") from None
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            f"{source}: {error}", "`spliffd config show` prints every key with its default"
+        ) from None
+    return check(config, source)
+
+
+def load(path: Path | None) -> Config:
+    """Reads ``path``; the default path may be absent, a path that was asked for may not."""
+    wanted = path or DEFAULT_PATH
+    try:
+        text = wanted.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if path is None:
+            return Config()
+        raise UsageError(f"{wanted}: no such file", "check --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{wanted}: cannot be read: {error}") from None
+    return parse(text, str(wanted))
+
+
+def check(config: Config, source: str) -> Config:
+    """Checks values that types alone do not; returns ``config`` or raises UsageError."""
+    capture = config.capture
+    if capture.unwatched not in ("metrics", "off"):
+        raise UsageError(f'{source}: capture.unwatched is "{capture.unwatched}"', 'use "metrics" or "off"')
+    if capture.ring_mib not in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        raise UsageError(
+            f"{source}: capture.ring_mib is {capture.ring_mib}", "use a power of two from 1 to 256"
+        )
+    if not 1 <= capture.workers <= MAX_WORKERS:
+        raise UsageError(f"{source}: capture.workers is {capture.workers}", f"use 1 to {MAX_WORKERS}")
+    if not 1 <= config.access.queue_mib <= 1024:
+        raise UsageError(f"{source}: access.queue_mib is {config.access.queue_mib}", "use 1 to 1024")
+    if config.metrics.listen != "off":
+        parse_address(config.metrics.listen, source)
+    return config
+
+
+def parse_address(text: str, source: str) -> tuple[str, int]:
+    """Splits ADDR:PORT ([ADDR]:PORT for IPv6); raises UsageError."""
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(
+            f'{source}: metrics.listen is "{text}"',
+            'use ADDR:PORT such as 127.0.0.1:9469, or "off"',
+        )
+    return host, int(port)
+
+
+def show(config: Config) -> str:
+    """The whole configuration as TOML, defaults included."""
+    data = msgspec.to_builtins(config)
+    lines = [f"{key} = {_toml(value)}" for key, value in data.items() if not isinstance(value, dict)]
+    for table, values in data.items():
+        if isinstance(values, dict):
+            lines += ["", f"[{table}]"]
+            lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    # Strings, integers and lists of strings are written alike in JSON and TOML.
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,1 @@
+"""TLS connections, their two byte streams, and the socket they belong to."""

@@ -1,0 +1,1 @@
+"""Network interfaces: which packet hook each one gets."""

@@ -1,0 +1,183 @@
+"""What the daemon's processes say to each other, and how it is framed.
+
+All links are ``SOCK_SEQPACKET`` pairs made by the supervisor: one datagram is one message, so a
+reader never sees half of one. Messages are msgspec structs in MessagePack.
+
+* supervisor <-> worker, supervisor <-> api: the *control* links, ``Control`` unions below.
+* worker -> api: the *data* link, one ``Batch`` a datagram; api -> worker on the same pair: ``Demand``.
+
+Never carries captured bytes to the supervisor: root code does not touch them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MAX_DATAGRAM = 1 << 20
+"""Largest datagram: bodies are cut into parts far below it; the send buffer is raised to 4 MiB."""
+
+SEND_BUFFER = 4 << 20
+"""Room of a data link: about 3,000 exchanges, 30 ms at full load, while the api is busy."""
+
+# Frame kinds, in the order of `Item.kind` in proto/spliff.proto.
+EXCHANGE, HANDSHAKE, MESSAGE, CHUNK, BODY_PART, LOSS = range(1, 7)
+
+
+class Summary(msgspec.Struct, array_like=True, gc=False):
+    """The few facts that filters need, as plain values; unknown text is "" and unknown numbers 0."""
+
+    pid: int
+    ppid: int
+    uid: int
+    comm: str
+    exe: str
+    user: str
+    unit: str
+    container: str
+    library: str
+    protocol: str
+    local_port: int
+    remote_port: int
+    remote_address: str
+    sni: str
+    authority: str
+    path: str
+    method: str
+    status: int
+
+
+class Frame(msgspec.Struct, array_like=True, gc=False):
+    """One thing to deliver, serialised once.
+
+    ``public`` and ``secret`` are pieces of one serialised protobuf message of ``kind`` (Exchange,
+    Handshake, Message, Chunk); concatenating them gives what a role that may see secrets gets.
+    An Exchange's bodies ride beside it, raw, so that each watcher's limit can be applied:
+    ``request_body`` starts at ``request_offset`` of the body (what lies before was sent as parts).
+
+    For ``BODY_PART``: ``part_key`` and ``response_offset``/``response_body`` (a response's body) or
+    ``request_offset``/``request_body`` hold the part; ``public`` is empty; ``summary.status`` is 0
+    for a part of a request, because no status is known yet.
+    For ``LOSS``: ``public`` is a serialised Loss and ``summary`` is None.
+    """
+
+    kind: int
+    part_key: int
+    summary: Summary | None
+    public: bytes
+    secret: bytes = b""
+    request_body: bytes = b""
+    request_offset: int = 0
+    response_body: bytes = b""
+    response_offset: int = 0
+
+
+Batch = list[Frame]
+"""One datagram of the data link, worker to api."""
+
+
+class Demand(msgspec.Struct, array_like=True, tag=True):
+    """What all watchers together want; sent by the api whenever it changes.
+
+    Without watchers nothing is serialised at all. ``body_limit`` is the largest limit anybody asked
+    for (0: none of the watchers set one, send everything).
+    """
+
+    watchers: int
+    bodies: bool
+    body_limit: int
+    handshakes: bool
+    messages: bool
+
+
+# ---- control: supervisor -> others ------------------------------------------------------------
+
+
+class Ping(msgspec.Struct, array_like=True, tag=True):
+    """Asks for a sign of life; the answer is a Pong with the same number."""
+
+    number: int
+
+
+class Stop(msgspec.Struct, array_like=True, tag=True):
+    """Finish what is under way, deliver it, and exit with 0."""
+
+
+class Debug(msgspec.Struct, array_like=True, tag=True):
+    """Switches the debug log."""
+
+    enabled: bool
+
+
+class Link(msgspec.Struct, array_like=True, tag=True):
+    """A new data link; its fd rides along as SCM_RIGHTS. ``worker`` is the worker's number."""
+
+    worker: int
+
+
+class ProcessFacts(msgspec.Struct, array_like=True, tag=True):
+    """What /proc says of a process (worker's WhoIs); empty text where it was too late."""
+
+    pid: int
+    start_ns: int
+    exe: str
+    cmdline: str
+    user: str
+    cgroup: str
+    unit: str
+    container: str
+
+
+class Answer(msgspec.Struct, array_like=True, tag=True):
+    """Answer to a Query: a serialised protobuf response, or an error in one line."""
+
+    number: int
+    payload: bytes
+    error: str = ""
+
+
+# ---- control: others -> supervisor ------------------------------------------------------------
+
+
+class Pong(msgspec.Struct, array_like=True, tag=True):
+    """Sign of life. Sent from the main loop, so a hung loop sends none."""
+
+    number: int
+
+
+class Ready(msgspec.Struct, array_like=True, tag=True):
+    """The process serves; sent once."""
+
+
+class Failed(msgspec.Struct, array_like=True, tag=True):
+    """The process cannot serve and exits: why, and the remedy."""
+
+    message: str
+    remedy: str
+
+
+class WhoIs(msgspec.Struct, array_like=True, tag=True):
+    """The worker wants ProcessFacts. ``start_ns`` (since boot) guards against pid reuse."""
+
+    pid: int
+    start_ns: int
+
+
+class Query(msgspec.Struct, array_like=True, tag=True):
+    """The api passes on a question that only root can answer.
+
+    ``name`` is the RPC: GetInfo, ListLibraries, SetDebug; ``payload`` its serialised request.
+    """
+
+    number: int
+    name: str
+    payload: bytes
+
+
+ToChild = Ping | Stop | Debug | Link | ProcessFacts | Answer
+FromChild = Pong | Ready | Failed | WhoIs | Query
+
+encode = msgspec.msgpack.Encoder().encode
+decode_batch = msgspec.msgpack.Decoder(Batch).decode
+decode_demand = msgspec.msgpack.Decoder(Demand).decode
+decode_to_child = msgspec.msgpack.Decoder(ToChild).decode
+decode_from_child = msgspec.msgpack.Decoder(FromChild).decode

@@ -1,0 +1,1 @@
+"""Generated from proto/spliff.proto by `make proto`."""

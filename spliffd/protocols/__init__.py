@@ -1,0 +1,1 @@
+"""Sans-IO parsers: bytes and time in, messages out."""

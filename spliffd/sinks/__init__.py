@@ -1,0 +1,1 @@
+"""Other places that exchanges can be sent to."""

@@ -1,0 +1,1 @@
+"""Which files hold TLS code, and at which instructions to probe it."""
