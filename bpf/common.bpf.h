@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What all programs share: counters, scope, reading kernel structures by BTF offsets, the ring.
+ *
+ * OFF_* are byte offsets from the running kernel's BTF, given by the compiler's command line; kernel
+ * structures are never declared here, because a declaration from another kernel reads the wrong bytes.
+ */
+#pragma once
+
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+#define RING_NO_WAKEUP 1
+#define RING_FORCE_WAKEUP 2
+
+static __always_inline void count(u32 counter, u64 amount) {
+  u64 *value = bpf_map_lookup_elem(MAP_COUNTERS, &counter);
+  if (value)
+    __sync_fetch_and_add(value, amount);
+}
+
+static __always_inline u64 read_u64(u64 base, u32 offset) {
+  u64 value = 0;
+  bpf_probe_read_kernel(&value, sizeof(value), (void *)(base + offset));
+  return value;
+}
+
+static __always_inline u32 read_u32(u64 base, u32 offset) {
+  u32 value = 0;
+  bpf_probe_read_kernel(&value, sizeof(value), (void *)(base + offset));
+  return value;
+}
+
+static __always_inline u16 read_u16(u64 base, u32 offset) {
+  u16 value = 0;
+  bpf_probe_read_kernel(&value, sizeof(value), (void *)(base + offset));
+  return value;
+}
+
+/* Whether the current process may be looked at; called before anything of it is read. */
+static __always_inline bool in_scope(struct settings *settings) {
+  if (settings->cgroups) {
+    bool inside = false;
+    for (u32 i = 0; i < SCOPE_SLOTS; i++) {
+      if (i >= settings->cgroups)
+        break;
+      if (bpf_current_task_under_cgroup(MAP_SCOPE, i) == 1) {
+        inside = true;
+        break;
+      }
+    }
+    if (!inside)
+      return false;
+  }
+  if (settings->excluded_cgroups) {
+    for (u32 i = 0; i < SCOPE_SLOTS; i++) {
+      if (i >= settings->excluded_cgroups)
+        break;
+      if (bpf_current_task_under_cgroup(MAP_SCOPE, SCOPE_SLOTS + i) == 1)
+        return false;
+    }
+  }
+  if (settings->uids | settings->excluded_uids) {
+    u32 uid = bpf_get_current_uid_gid();
+    u8 *listed = bpf_map_lookup_elem(MAP_UIDS, &uid);
+    if (listed && *listed == 2)
+      return false;
+    if (settings->uids && !listed)
+      return false;
+  }
+  return true;
+}
+
+/* The settings when capture is on and the current process is in scope; NULL otherwise. */
+static __always_inline struct settings *admitted(void) {
+  u32 zero = 0;
+  struct settings *settings = bpf_map_lookup_elem(MAP_SETTINGS, &zero);
+  if (!settings || !settings->enabled)
+    return NULL;
+  if (!in_scope(settings)) {
+    count(COUNTER_OUT_OF_SCOPE, 1);
+    return NULL;
+  }
+  return settings;
+}
+
+/* How a record is submitted: a wake-up is asked for only when the worker sleeps. The reservation came
+ * before this read and the worker arms before it looks at the ring again, so one side always sees the
+ * other. */
+static __always_inline u64 wakeup(u32 shard) {
+  u32 *armed = bpf_map_lookup_elem(MAP_ARMED, &shard);
+  if (armed && *(volatile u32 *)armed) {
+    *(volatile u32 *)armed = 0;
+    return RING_FORCE_WAKEUP;
+  }
+  return RING_NO_WAKEUP;
+}

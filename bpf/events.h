@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Every record that crosses a ring, and every number that user space and kernel must agree on.
+ *
+ * spliffd/kernel/records.py decodes these by fixed offsets; tests/kernel compares both sides. Padding is
+ * explicit, sizes are asserted, and no kernel address ever stands in a record: workers are unprivileged.
+ */
+#pragma once
+
+/* What the attach cookie of a uprobe says: op | flavour << 8 | library << 16,
+ * and COOKIE_ZERO_IS_EOF. */
+enum op { OP_READ = 1, OP_WRITE, OP_HANDSHAKE, OP_CONNECT, OP_ACCEPT, OP_SET_FD, OP_FREE, OP_CLEAR };
+enum flavour {
+  FLAVOUR_NONE = 0,
+  FLAVOUR_COUNT = 1,   /* the return value is the byte count (SSL_read) */
+  FLAVOUR_POINTER = 2, /* return > 0 means success, the count is at *(size_t *)arg4 (SSL_read_ex) */
+};
+
+/* A return of 0 from this read means that the peer has closed its direction (not so for SSL_read_ex). */
+#define COOKIE_ZERO_IS_EOF (1 << 24)
+
+enum record_kind {
+  RECORD_DATA = 1,  /* plaintext of one call, or a piece of it */
+  RECORD_HANDSHAKE, /* a handshake call that succeeded, the first time on this connection */
+  RECORD_SOCKET,    /* the socket of the connection became known */
+  RECORD_CLOSE,     /* SSL_free or SSL_clear: the offsets are final */
+  RECORD_EXIT,      /* the process is gone; only tgid and start_ns of `conn` are set */
+  RECORD_EOF,       /* a read returned 0: the peer closed its direction */
+};
+
+enum direction { SENT = 0, RECEIVED = 1 };
+
+enum record_flag {
+  FLAG_FAULT = 1,    /* the bytes could not be read from the process's memory */
+  FLAG_CONTINUED = 2 /* more records of the same call follow */
+};
+
+enum method { METHOD_NONE = 0, METHOD_NESTED, METHOD_FD, METHOD_THREAD, METHOD_TIMING };
+enum role { ROLE_UNKNOWN = 0, ROLE_CLIENT, ROLE_SERVER };
+
+enum conn_flag {
+  CONN_HANDSHAKE_SEEN = 1, /* a handshake call was entered: the connection was seen from its start */
+  CONN_HANDSHAKE_DONE = 2, /* and it has succeeded */
+};
+
+/* A TLS connection: the part that travels in every record, so that a record explains itself. */
+struct conn {
+  /* 0: the key; unique over pid reuse, exec, and reuse of the pointer */
+  u32 tgid;
+  u32 exec_id; /* task->self_exec_id: an exec gives the same pid new memory */
+  u64 start_ns; /* of the process, since boot */
+  u64 ssl;
+  u64 generation; /* when this use of the pointer began, ktime ns */
+  /* 32: the socket */
+  u64 socket_cookie;
+  u64 netns_cookie;
+  u8 local[16]; /* IPv4 in the first four bytes; IPv4-mapped IPv6 is IPv4 */
+  u8 remote[16];
+  u16 local_port; /* host order */
+  u16 remote_port;
+  u8 family; /* 4, 6, or 0: not known yet */
+  u8 method;
+  u8 role;
+  u8 library;
+  /* 88: the process */
+  u32 tid; /* of the first call */
+  u32 ppid;
+  u32 uid;
+  u32 flags;
+  char comm[16]; /* of the thread group's leader */
+  /* 120 */
+  u64 handshake_start;
+  u64 offset[2]; /* bytes so far, by direction */
+};
+_Static_assert(sizeof(struct conn) == 144, "records.py counts on it");
+
+struct record {
+  u8 kind;
+  u8 direction;
+  u16 flags;
+  u32 captured; /* bytes of payload behind the header */
+  u64 time;     /* ktime ns: when the call returned */
+  u64 offset;   /* of the first byte in its direction's stream */
+  u64 size;     /* bytes this record stands for; beyond `captured` they are lost */
+  u64 call_start;
+  u32 tid;
+  u32 pad;
+  struct conn conn;
+  /* payload */
+};
+_Static_assert(sizeof(struct record) == 192, "records.py counts on it");
+
+/* Records for the supervisor: fixed size, nothing captured. */
+struct process_record {
+  u32 tgid;
+  u32 ppid;
+  u64 start_ns;
+  u64 time;
+};
+_Static_assert(sizeof(struct process_record) == 24, "records.py counts on it");
+
+/* In the order of spliffd/counters.py KERNEL; a test compares the two. */
+enum counter {
+  COUNTER_OUT_OF_SCOPE,
+  COUNTER_RING_FULL_DATA_RECORDS,
+  COUNTER_RING_FULL_DATA_BYTES,
+  COUNTER_RING_FULL_CONTROL,
+  COUNTER_FAULT_RECORDS,
+  COUNTER_FAULT_BYTES,
+  COUNTER_OVERSIZE_BYTES,
+  COUNTER_CALL_TABLE_FULL,
+  COUNTER_CALL_UNMATCHED,
+  COUNTER_CONN_TABLE_FULL,
+  COUNTER_COOKIE_TABLE_FULL,
+  COUNTER_PROCESS_RING_FULL,
+  COUNTER_SOCKETS_ACTIVE,
+  COUNTER_SOCKETS_PASSIVE,
+  COUNTER_SOCKETS_CLOSED,
+  COUNTER_COOKIE_MISSES,
+  COUNTERS
+};

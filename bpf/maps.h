@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Every map: key, value, bound, who deletes.
+ *
+ * The supervisor makes the maps (spliffd/kernel/maps.py holds types and sizes). The programs name them by
+ * the numbers below, which the loader replaces by file descriptors: the compiled code depends on no fd,
+ * and the process that compiles needs no privilege.
+ *
+ * | map       | key -> value                     | bound  | who deletes                              |
+ * | settings  | 0 -> struct settings             | 1      | nobody                                   |
+ * | counters  | enum counter -> u64              | 64     | nobody                                   |
+ * | armed     | shard -> u32                     | shards | cleared by whoever wakes the worker      |
+ * | rings     | shard -> ring buffer             | shards | nobody                                   |
+ * | processes | ring buffer for the supervisor   | 256 KiB| consumer                                 |
+ * | scope     | index -> cgroup                  | 32     | supervisor; 0-15 in scope, 16-31 not     |
+ * | uids      | uid -> 1 in scope, 2 excluded    | 1,024  | supervisor                               |
+ * | calls     | pid_tgid -> struct calls         | 32,768 | thread exit; LRU beyond                  |
+ * | conns     | struct conn_key -> struct conn_state | 32,768 | SSL_free; LRU beyond (worker counts)  |
+ * | speakers  | tgid -> start_ns                 | 8,192  | process exit; LRU beyond                 |
+ * | cookies   | struct flow_key -> struct flow_cookie | 65,536 | close of the socket; LRU beyond     |
+ */
+#pragma once
+
+#define MAP(number) ((void *)bpf_pseudo_fd(1, number))
+#define MAP_SETTINGS MAP(1001)
+#define MAP_COUNTERS MAP(1002)
+#define MAP_ARMED MAP(1003)
+#define MAP_RINGS MAP(1004)
+#define MAP_PROCESSES MAP(1005)
+#define MAP_SCOPE MAP(1006)
+#define MAP_UIDS MAP(1007)
+#define MAP_CALLS MAP(1008)
+#define MAP_CONNS MAP(1009)
+#define MAP_SPEAKERS MAP(1010)
+#define MAP_COOKIES MAP(1011)
+
+#define SCOPE_SLOTS 16
+
+struct settings {
+  u32 enabled;
+  u32 cgroups;          /* in use in scope[0..] */
+  u32 excluded_cgroups; /* in use in scope[SCOPE_SLOTS..] */
+  u32 uids;             /* number of uids in scope; 0: all */
+  u32 excluded_uids;
+  u32 shards;
+};
+
+/* TLS in TLS (an HTTPS proxy) nests two calls on one thread; SSL_connect calls SSL_do_handshake. */
+#define CALL_DEPTH 4
+
+struct call {
+  u64 sp; /* stack pointer at entry: identifies the frame */
+  u64 ssl;
+  u64 buffer;
+  u64 count_at; /* where the count will be (FLAVOUR_POINTER) */
+  u64 start;
+  u32 room; /* low half of the length given: 0 means that nothing was asked for */
+  u16 op;
+  u16 library;
+};
+
+struct calls {
+  u64 start_ns; /* of the process, read once for each thread */
+  u32 exec_id;
+  u32 depth;
+  struct call call[CALL_DEPTH];
+};
+
+struct conn_key {
+  u32 tgid;
+  u32 exec_id;
+  u64 start_ns;
+  u64 ssl;
+};
+
+struct conn_state {
+  struct conn conn;
+  s32 fd; /* by SSL_set_fd; -1: none */
+  u32 shard;
+};
+
+struct flow_key {
+  u64 netns_cookie;
+  u8 local[16];
+  u8 remote[16];
+  u16 local_port;
+  u16 remote_port;
+  u32 family;
+};
+_Static_assert(sizeof(struct flow_key) == 48, "maps.py counts on it");
+
+struct flow_cookie {
+  u64 cookie;
+  u64 since; /* ktime ns */
+  u32 role;
+  u32 pad;
+};
+_Static_assert(sizeof(struct flow_cookie) == 24, "maps.py counts on it");

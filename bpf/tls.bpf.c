@@ -1,0 +1,346 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * TLS calls of "object, pointer, length" libraries: plaintext, handshakes, ends of connections.
+ *
+ * One enter and one exit program serve every such function; the attach cookie says which it is. Enter
+ * remembers the arguments, exit knows how much was really moved and copies it: a call that returns
+ * WANT_READ or WANT_WRITE moves nothing and leaves no record, whatever it was given.
+ */
+
+static __always_inline u64 process_start(u64 leader) { return read_u64(leader, OFF_task_start_boottime); }
+
+/* The thread's table of active calls; made on the thread's first call. */
+static __always_inline struct calls *thread_calls(u64 id) {
+  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
+  if (calls)
+    return calls;
+  struct calls fresh = {};
+  u64 task = bpf_get_current_task();
+  fresh.start_ns = process_start(read_u64(task, OFF_task_group_leader));
+  fresh.exec_id = read_u32(task, OFF_task_self_exec_id);
+  if (bpf_map_update_elem(MAP_CALLS, &id, &fresh, 0)) {
+    count(COUNTER_CALL_TABLE_FULL, 1);
+    return NULL;
+  }
+  return bpf_map_lookup_elem(MAP_CALLS, &id);
+}
+
+/* A slot of the thread's table. The barrier hides from LLVM that the index is small, or it drops the mask
+ * that the verifier wants to see. */
+static __always_inline struct call *call_at(struct calls *calls, u64 index) {
+  asm volatile("" : "+r"(index));
+  return &calls->call[index & (CALL_DEPTH - 1)];
+}
+
+static __always_inline struct conn_state *conn_make(struct conn_key *key, u32 library, u64 id) {
+  struct conn_state state = {};
+  u64 now = bpf_ktime_get_ns();
+  u64 leader = read_u64(bpf_get_current_task(), OFF_task_group_leader);
+  u32 zero = 0;
+  struct settings *settings = bpf_map_lookup_elem(MAP_SETTINGS, &zero);
+
+  state.conn.tgid = key->tgid;
+  state.conn.exec_id = key->exec_id;
+  state.conn.start_ns = key->start_ns;
+  state.conn.ssl = key->ssl;
+  state.conn.generation = now;
+  state.conn.library = library;
+  state.conn.tid = (u32)id;
+  state.conn.ppid = read_u32(read_u64(leader, OFF_task_real_parent), OFF_task_tgid);
+  state.conn.uid = bpf_get_current_uid_gid();
+  bpf_probe_read_kernel(state.conn.comm, sizeof(state.conn.comm), (void *)(leader + OFF_task_comm));
+  state.fd = -1;
+  /* Spread by what differs between connections: the pointer's middle bits and the time. */
+  if (settings && settings->shards > 1)
+    state.shard = ((u32)(key->ssl >> 6) ^ (u32)(now >> 10)) % settings->shards;
+  if (bpf_map_update_elem(MAP_CONNS, key, &state, 0)) {
+    count(COUNTER_CONN_TABLE_FULL, 1);
+    return NULL;
+  }
+  bpf_map_update_elem(MAP_SPEAKERS, &key->tgid, &key->start_ns, 0);
+  return bpf_map_lookup_elem(MAP_CONNS, key);
+}
+
+static __always_inline void conn_key_of(struct conn_key *key, struct calls *calls, u64 id, u64 ssl) {
+  key->tgid = id >> 32;
+  key->exec_id = calls->exec_id;
+  key->start_ns = calls->start_ns;
+  key->ssl = ssl;
+}
+
+static __always_inline struct conn_state *conn_of(struct calls *calls, u64 id, u64 ssl, u32 library) {
+  struct conn_key key;
+  conn_key_of(&key, calls, id, ssl);
+  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
+  return state ? state : conn_make(&key, library, id);
+}
+
+static __always_inline void fill_header(struct record *record, u32 kind, u32 direction, struct conn_state *state) {
+  record->kind = kind;
+  record->direction = direction;
+  record->flags = 0;
+  record->captured = 0;
+  record->time = bpf_ktime_get_ns();
+  record->offset = 0;
+  record->size = 0;
+  record->call_start = 0;
+  record->tid = (u32)bpf_get_current_pid_tgid();
+  record->pad = 0;
+  record->conn = state->conn;
+}
+
+/* A record without payload. */
+static __always_inline void emit_control(struct conn_state *state, u32 kind, u64 start) {
+  u32 shard = state->shard;
+  void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
+  if (!ring)
+    return;
+  struct record *record = bpf_ringbuf_reserve(ring, sizeof(struct record), 0);
+  if (!record) {
+    count(COUNTER_RING_FULL_CONTROL, 1);
+    return;
+  }
+  fill_header(record, kind, RECEIVED, state);
+  record->call_start = start;
+  record->offset = state->conn.offset[RECEIVED];
+  bpf_ringbuf_submit(record, wakeup(shard));
+}
+
+struct piece {
+  u64 from; /* address in the process */
+  u64 size;
+  u64 offset; /* in the stream */
+  u64 start;
+  u32 direction;
+  u32 flags;
+};
+
+/* One record whose payload has room for ROOM bytes (a ring reservation must have a constant size). */
+#define EMIT_PIECE(ROOM)                                                                                       \
+  static __always_inline void emit_piece_##ROOM(struct conn_state *state, void *ring, struct piece *piece) {   \
+    struct record *record = bpf_ringbuf_reserve(ring, sizeof(struct record) + ROOM, 0);                        \
+    if (!record) {                                                                                             \
+      count(COUNTER_RING_FULL_DATA_RECORDS, 1);                                                                \
+      count(COUNTER_RING_FULL_DATA_BYTES, piece->size);                                                        \
+      return;                                                                                                  \
+    }                                                                                                          \
+    fill_header(record, RECORD_DATA, piece->direction, state);                                                 \
+    record->offset = piece->offset;                                                                            \
+    record->size = piece->size;                                                                                \
+    record->call_start = piece->start;                                                                         \
+    record->flags = piece->flags;                                                                              \
+    u64 length = piece->size;                                                                                  \
+    asm volatile("" : "+r"(length)); /* one copy of the length, or the verifier loses its bound */             \
+    if (length > ROOM)                                                                                         \
+      length = ROOM;                                                                                           \
+    if (bpf_probe_read_user((void *)(record + 1), length, (void *)piece->from) == 0) {                         \
+      record->captured = length;                                                                               \
+    } else {                                                                                                   \
+      record->flags |= FLAG_FAULT;                                                                             \
+      count(COUNTER_FAULT_RECORDS, 1);                                                                         \
+      count(COUNTER_FAULT_BYTES, piece->size);                                                                 \
+    }                                                                                                          \
+    bpf_ringbuf_submit(record, wakeup(state->shard));                                                          \
+  }
+
+/* Sizes of whole records: 256 B for small calls, 1 KiB and 4 KiB for messages, one TLS record (16 KiB). */
+EMIT_PIECE(64)
+EMIT_PIECE(832)
+EMIT_PIECE(3904)
+EMIT_PIECE(16384)
+
+/* Pieces of one call: 2,048 of 16 KiB are 32 MiB, as much as a ring of the default size holds. */
+#define PIECE 16384
+#define MAX_PIECES 2048
+
+static __always_inline void emit_data(struct conn_state *state, struct call *call, u64 size) {
+  u32 shard = state->shard;
+  u32 direction = call->op == OP_READ ? RECEIVED : SENT;
+  void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
+  if (!ring)
+    return;
+  struct piece piece = {.from = call->buffer, .start = call->start, .direction = direction};
+  /* Two threads never use one SSL object at once (OpenSSL forbids it), so no atomic is needed. */
+  piece.offset = direction == RECEIVED ? state->conn.offset[RECEIVED] : state->conn.offset[SENT];
+  if (direction == RECEIVED)
+    state->conn.offset[RECEIVED] += size;
+  else
+    state->conn.offset[SENT] += size;
+
+  u64 rest = size;
+  for (u32 i = 0; i < MAX_PIECES; i++) {
+    if (rest <= PIECE)
+      break;
+    piece.size = PIECE;
+    piece.flags = FLAG_CONTINUED;
+    emit_piece_16384(state, ring, &piece);
+    piece.from += PIECE;
+    piece.offset += PIECE;
+    rest -= PIECE;
+  }
+  piece.size = rest;
+  piece.flags = 0;
+  if (rest <= 64)
+    emit_piece_64(state, ring, &piece);
+  else if (rest <= 832)
+    emit_piece_832(state, ring, &piece);
+  else if (rest <= 3904)
+    emit_piece_3904(state, ring, &piece);
+  else {
+    if (rest > PIECE)
+      count(COUNTER_OVERSIZE_BYTES, rest - PIECE); /* record->size tells the gap */
+    emit_piece_16384(state, ring, &piece);
+  }
+}
+
+static __always_inline bool walk_fd(struct conn_state *state);
+
+/* Enter: object, buffer, length. Frames that are deeper in the stack than this one have ended without
+ * their return being seen (longjmp, a killed probe); they are dropped by comparing stack pointers. */
+int tls_enter(struct pt_regs *ctx) {
+  if (!admitted())
+    return 0;
+  u64 cookie = bpf_get_attach_cookie(ctx);
+  u64 id = bpf_get_current_pid_tgid();
+  struct calls *calls = thread_calls(id);
+  if (!calls)
+    return 0;
+  u64 sp = PT_REGS_SP(ctx);
+  u32 depth = calls->depth;
+#pragma unroll
+  for (u32 i = 0; i < CALL_DEPTH; i++) {
+    asm volatile("" : "+r"(depth)); /* keeps LLVM from proving the bound and dropping it */
+    if (!depth || depth > CALL_DEPTH || call_at(calls, depth - 1)->sp > sp)
+      break;
+    depth--;
+  }
+  if (depth >= CALL_DEPTH) {
+    count(COUNTER_CALL_TABLE_FULL, 1);
+    return 0;
+  }
+  u32 op = cookie & 0xff;
+  struct call *call = call_at(calls, depth);
+  call->sp = sp;
+  call->ssl = PT_REGS_PARM1(ctx);
+  call->buffer = PT_REGS_PARM2(ctx);
+  call->count_at = PT_REGS_PARM4(ctx);
+  call->start = bpf_ktime_get_ns();
+  call->room = PT_REGS_PARM3(ctx);
+  call->op = op;
+  call->library = (cookie >> 16) & 0xff;
+  calls->depth = depth + 1;
+  if (op >= OP_HANDSHAKE) {
+    struct conn_state *state = conn_of(calls, id, call->ssl, call->library);
+    if (state && !(state->conn.flags & CONN_HANDSHAKE_SEEN)) {
+      state->conn.flags |= CONN_HANDSHAKE_SEEN;
+      state->conn.handshake_start = call->start;
+    }
+  }
+  return 0;
+}
+
+int tls_exit(struct pt_regs *ctx) {
+  u64 id = bpf_get_current_pid_tgid();
+  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
+  if (!calls || !calls->depth)
+    return 0; /* out of scope at entry, or attached in the middle of the call */
+  u64 cookie = bpf_get_attach_cookie(ctx);
+  u64 sp = PT_REGS_SP(ctx) - RETURN_SP_SHIFT;
+  u32 op = cookie & 0xff;
+  u32 depth = calls->depth;
+  struct call *call = NULL;
+#pragma unroll
+  for (u32 i = 0; i < CALL_DEPTH; i++) {
+    asm volatile("" : "+r"(depth));
+    if (!depth || depth > CALL_DEPTH)
+      break;
+    depth--;
+    struct call *candidate = call_at(calls, depth);
+    if (candidate->sp == sp && candidate->op == op) {
+      call = candidate;
+      break;
+    }
+  }
+  if (!call) {
+    count(COUNTER_CALL_UNMATCHED, 1);
+    return 0;
+  }
+  calls->depth = depth;
+
+  s32 result = (s32)PT_REGS_RC(ctx);
+  if (op >= OP_HANDSHAKE) {
+    if (result != 1)
+      return 0; /* wants more, or failed: the close record tells how it ended */
+    struct conn_state *state = conn_of(calls, id, call->ssl, call->library);
+    if (state && !(state->conn.flags & CONN_HANDSHAKE_DONE)) {
+      state->conn.flags |= CONN_HANDSHAKE_DONE;
+      if (state->conn.method == METHOD_NONE)
+        walk_fd(state);
+      emit_control(state, RECORD_HANDSHAKE, state->conn.handshake_start);
+    }
+    return 0;
+  }
+  u64 size = 0;
+  if (((cookie >> 8) & 0xff) == FLAVOUR_POINTER) {
+    if (result > 0 && bpf_probe_read_user(&size, sizeof(size), (void *)call->count_at))
+      count(COUNTER_FAULT_RECORDS, 1);
+  } else if (result > 0) {
+    size = result;
+  }
+  if (!size && (result != 0 || op != OP_READ))
+    return 0;
+  struct conn_state *state = conn_of(calls, id, call->ssl, call->library);
+  if (!state)
+    return 0;
+  if (state->conn.method == METHOD_NONE)
+    walk_fd(state);
+  if (size)
+    emit_data(state, call, size);
+  else if (call->room && (cookie & COOKIE_ZERO_IS_EOF))
+    emit_control(state, RECORD_EOF, call->start);
+  return 0;
+}
+
+/* SSL_set_fd: which descriptor carries the connection. The socket may not be connected yet, so the walk
+ * from fd to socket is left to the first call that moves data. */
+int tls_set_fd(struct pt_regs *ctx) {
+  if (!admitted())
+    return 0;
+  u64 id = bpf_get_current_pid_tgid();
+  struct calls *calls = thread_calls(id);
+  if (!calls)
+    return 0;
+  struct conn_state *state = conn_of(calls, id, PT_REGS_PARM1(ctx), (bpf_get_attach_cookie(ctx) >> 16) & 0xff);
+  if (state)
+    state->fd = (s32)PT_REGS_PARM2(ctx);
+  return 0;
+}
+
+/* SSL_free and SSL_clear: this use of the object is over; the offsets in the record are final. The
+ * handshake itself calls SSL_clear on a fresh object: nothing was moved yet, so nothing has ended. */
+int tls_end(struct pt_regs *ctx) {
+  if (!admitted())
+    return 0;
+  u64 id = bpf_get_current_pid_tgid();
+  struct calls *calls = thread_calls(id);
+  if (!calls)
+    return 0;
+  struct conn_key key;
+  conn_key_of(&key, calls, id, PT_REGS_PARM1(ctx));
+  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
+  if (!state)
+    return 0;
+  bool clear = (bpf_get_attach_cookie(ctx) & 0xff) == OP_CLEAR;
+  if (clear && !state->conn.offset[SENT] && !state->conn.offset[RECEIVED])
+    return 0;
+  s32 fd = state->fd;
+  u32 library = state->conn.library;
+  emit_control(state, RECORD_CLOSE, 0);
+  bpf_map_delete_elem(MAP_CONNS, &key);
+  if (clear) {
+    state = conn_make(&key, library, id); /* a new generation that keeps its descriptor */
+    if (state)
+      state->fd = fd;
+  }
+  return 0;
+}

@@ -1,0 +1,214 @@
+"""The bpf() system call, as few typed functions over raw numbers.
+
+Takes plain integers and bytes, returns file descriptors; every failure is an ``OSError`` with the
+kernel's errno. Nothing here knows what the programs do. BCC's loader and libbpf's are not used because
+programs are loaded by a process that never loads LLVM, and because everything is attached by links,
+which vanish with the process (``uapi/linux/bpf.h`` is the source of every number).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import platform
+import struct
+
+_SYSCALL = {"x86_64": (321, 298), "aarch64": (280, 241)}[platform.machine()]
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+MAP_HASH, MAP_ARRAY, MAP_CGROUP_ARRAY, MAP_LRU_HASH, MAP_ARRAY_OF_MAPS, MAP_RINGBUF = 1, 2, 8, 9, 12, 27
+F_MMAPABLE = 1 << 10
+
+PROG_KPROBE, PROG_SOCK_OPS, PROG_RAW_TRACEPOINT, PROG_TRACING = 2, 13, 17, 26
+ATTACH_NONE, ATTACH_SOCK_OPS, ATTACH_RAW_TP, ATTACH_PERF_EVENT, ATTACH_UPROBE_MULTI = 0, 3, 23, 41, 48
+
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _PROG_LOAD = 0, 1, 2, 3, 5
+_PROG_GET_NEXT_ID, _OBJ_GET_INFO, _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 11, 15, 17, 28
+
+_UPROBE_MULTI_RETURN = 1
+
+ATTR_BYTES = 144
+"""Size of union bpf_attr that covers every field used here; the kernel accepts larger and zero."""
+
+_LOG_BYTES = 1 << 20
+"""Room for the verifier's complaint: only its tail is shown."""
+
+
+def _call(command: int, attr: bytearray) -> int:
+    buffer = (ctypes.c_char * len(attr)).from_buffer(attr)
+    result: int = _LIBC.syscall(_SYSCALL[0], command, buffer, len(attr))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def map_create(
+    kind: int, key: int, value: int, entries: int, flags: int = 0, name: str = "", inner: int = 0
+) -> int:
+    """Makes a map; sizes in bytes. ``inner`` is the template fd of an array of maps."""
+    attr = bytearray(ATTR_BYTES)
+    struct.pack_into(
+        "=IIIIIII16s", attr, 0, kind, key, value, entries, flags, inner, 0, name.encode()[:15]
+    )
+    return _call(_MAP_CREATE, attr)
+
+
+def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
+    """The value of ``key``, None when there is none. Works without privilege on an fd that was given."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    value = ctypes.create_string_buffer(value_size)
+    attr = bytearray(ATTR_BYTES)
+    struct.pack_into(
+        "=I4xQQQ", attr, 0, fd, ctypes.addressof(key_buffer), ctypes.addressof(value), 0
+    )
+    try:
+        _call(_MAP_LOOKUP, attr)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    return value.raw
+
+
+def map_update(fd: int, key: bytes, value: bytes) -> None:
+    """Sets ``key`` to ``value``."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    value_buffer = ctypes.create_string_buffer(value, len(value))
+    attr = bytearray(ATTR_BYTES)
+    struct.pack_into(
+        "=I4xQQQ", attr, 0, fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0
+    )
+    _call(_MAP_UPDATE, attr)
+
+
+def map_delete(fd: int, key: bytes) -> None:
+    """Removes ``key``; an absent key is not an error."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    attr = bytearray(ATTR_BYTES)
+    struct.pack_into("=I4xQQQ", attr, 0, fd, ctypes.addressof(key_buffer), 0, 0)
+    try:
+        _call(_MAP_DELETE, attr)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+
+
+class VerifierError(OSError):
+    """The kernel refused a program; ``log`` is the tail of what the verifier said."""
+
+    def __init__(self, number: int, log: str) -> None:
+        super().__init__(number, os.strerror(number))
+        self.log = log
+
+
+def prog_load(kind: int, code: bytes, name: str, attach_type: int = 0, btf_id: int = 0) -> int:
+    """Loads instructions; raises VerifierError with the verifier's last lines."""
+    instructions = ctypes.create_string_buffer(code, len(code))
+    licence = ctypes.create_string_buffer(b"GPL")  # "Dual BSD/GPL" in the kernel's terms
+
+    def attempt(log: ctypes.Array[ctypes.c_char] | None) -> int:
+        attr = bytearray(ATTR_BYTES)
+        struct.pack_into(
+            "=IIQQIIQII16sII",
+            attr,
+            0,
+            kind,
+            len(code) // 8,
+            ctypes.addressof(instructions),
+            ctypes.addressof(licence),
+            1 if log else 0,
+            len(log) if log else 0,
+            ctypes.addressof(log) if log else 0,
+            0,
+            0,
+            name.encode()[:15],
+            0,
+            attach_type,
+        )
+        struct.pack_into("=I", attr, 108, btf_id)
+        return _call(_PROG_LOAD, attr)
+
+    try:
+        return attempt(None)
+    except OSError:
+        # Asking for the log costs time; only a refusal is worth it.
+        log = ctypes.create_string_buffer(_LOG_BYTES)
+        try:
+            return attempt(log)
+        except OSError as error:
+            tail = log.value.decode(errors="replace").strip().splitlines()[-12:]
+            raise VerifierError(error.errno or 0, "\n".join(tail)) from None
+
+
+def raw_tracepoint_open(prog_fd: int, name: str = "") -> int:
+    """Attaches a raw (named) or typed (unnamed: the program knows) tracepoint; the fd is a link."""
+    attr = bytearray(ATTR_BYTES)
+    text = ctypes.create_string_buffer(name.encode())
+    struct.pack_into("=QI", attr, 0, ctypes.addressof(text) if name else 0, prog_fd)
+    return _call(_RAW_TRACEPOINT_OPEN, attr)
+
+
+def link_create(prog_fd: int, target_fd: int, attach_type: int, cookie: int = 0) -> int:
+    """A link to a cgroup (ATTACH_SOCK_OPS) or a perf event (ATTACH_PERF_EVENT, with a cookie)."""
+    attr = bytearray(ATTR_BYTES)
+    struct.pack_into("=IIIIQ", attr, 0, prog_fd, target_fd, attach_type, 0, cookie)
+    return _call(_LINK_CREATE, attr)
+
+
+def uprobe_multi_link(
+    prog_fd: int, path: str, offsets: list[int], cookies: list[int], *, returns: bool
+) -> int:
+    """One link for all ``offsets`` (file offsets) of ``path``, each with its cookie (kernel 6.6)."""
+    count = len(offsets)
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    places = (ctypes.c_uint64 * count)(*offsets)
+    tags = (ctypes.c_uint64 * count)(*cookies)
+    attr = bytearray(ATTR_BYTES)
+    struct.pack_into(
+        "=IIIIQQQQIII",
+        attr,
+        0,
+        prog_fd,
+        0,
+        ATTACH_UPROBE_MULTI,
+        0,
+        ctypes.addressof(name),
+        ctypes.addressof(places),
+        0,
+        ctypes.addressof(tags),
+        count,
+        _UPROBE_MULTI_RETURN if returns else 0,
+        0,
+    )
+    return _call(_LINK_CREATE, attr)
+
+
+def uprobe_perf_link(prog_fd: int, path: str, offset: int, cookie: int, *, returns: bool) -> list[int]:
+    """The same for one place through perf_event_open (kernel 5.15); returns the fds to keep open."""
+    with open("/sys/bus/event_source/devices/uprobe/type", encoding="ascii") as file:
+        kind = int(file.read())
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    attr = bytearray(128)
+    struct.pack_into("=IIQ", attr, 0, kind, len(attr), 1 if returns else 0)
+    struct.pack_into("=QQ", attr, 56, ctypes.addressof(name), offset)
+    buffer = (ctypes.c_char * len(attr)).from_buffer(attr)
+    event: int = _LIBC.syscall(_SYSCALL[1], buffer, -1, 0, -1, 8)  # 8: PERF_FLAG_FD_CLOEXEC
+    if event < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    try:
+        link = link_create(prog_fd, event, ATTACH_PERF_EVENT, cookie)
+    except OSError:
+        os.close(event)
+        raise
+    return [link, event]
+
+
+def map_memory(fd: int, size: int, *, writable: bool) -> mmap.mmap:
+    """Maps an F_MMAPABLE array into this process."""
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    length = (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+    return mmap.mmap(fd, length, mmap.MAP_SHARED, protection)

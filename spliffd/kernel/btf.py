@@ -1,0 +1,123 @@
+"""Byte offsets and type ids from the running kernel's BTF, by libbpf through ctypes.
+
+Takes the path of the BTF (normally /sys/kernel/btf/vmlinux); returns numbers. Anonymous structs and
+unions are walked, as the compiler would. Runs in the compile child only: libbpf is already loaded there
+(BCC depends on it), and the 7 MB that it needs go away with the child. Source: Documentation/bpf/btf.rst.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+# name used in the eBPF programs (OFF_name) -> (struct, member path)
+OFFSETS: dict[str, tuple[str, str]] = {
+    "task_tgid": ("task_struct", "tgid"),
+    "task_group_leader": ("task_struct", "group_leader"),
+    "task_real_parent": ("task_struct", "real_parent"),
+    "task_start_boottime": ("task_struct", "start_boottime"),
+    "task_self_exec_id": ("task_struct", "self_exec_id"),
+    "task_comm": ("task_struct", "comm"),
+    "task_files": ("task_struct", "files"),
+    "task_signal": ("task_struct", "signal"),
+    "signal_live": ("signal_struct", "live"),
+    "files_fdt": ("files_struct", "fdt"),
+    "fdt_fd": ("fdtable", "fd"),
+    "fdt_max_fds": ("fdtable", "max_fds"),
+    "file_private_data": ("file", "private_data"),
+    "file_inode": ("file", "f_inode"),
+    "inode_mode": ("inode", "i_mode"),
+    "socket_sk": ("socket", "sk"),
+    "sk_family": ("sock_common", "skc_family"),
+    "sk_num": ("sock_common", "skc_num"),
+    "sk_dport": ("sock_common", "skc_dport"),
+    "sk_daddr": ("sock_common", "skc_daddr"),
+    "sk_rcv_saddr": ("sock_common", "skc_rcv_saddr"),
+    "sk_v6_daddr": ("sock_common", "skc_v6_daddr"),
+    "sk_v6_rcv_saddr": ("sock_common", "skc_v6_rcv_saddr"),
+    "sk_cookie": ("sock_common", "skc_cookie"),
+    "sk_net": ("sock_common", "skc_net"),
+    "sk_protocol": ("sock", "sk_protocol"),
+    "net_cookie": ("net", "net_cookie"),
+}
+
+_KIND_STRUCT, _KIND_UNION = 4, 5
+_KIND_MODIFIERS = (8, 9, 10, 11, 18)  # typedef, volatile, const, restrict, type_tag
+
+
+class _Member(ctypes.Structure):
+    _fields_ = [
+        ("name_off", ctypes.c_uint32),
+        ("type", ctypes.c_uint32),
+        ("offset", ctypes.c_uint32),
+    ]
+
+
+class _Type(ctypes.Structure):
+    _fields_ = [
+        ("name_off", ctypes.c_uint32),
+        ("info", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+    ]
+
+
+class Btf:
+    """One loaded BTF; ``offset`` raises LookupError for what this kernel does not have."""
+
+    def __init__(self, path: str) -> None:
+        lib = ctypes.CDLL("libbpf.so.1")
+        lib.btf__parse.restype = ctypes.c_void_p
+        lib.btf__parse.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+        lib.btf__find_by_name_kind.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32]
+        lib.btf__find_by_name_kind.restype = ctypes.c_int32
+        lib.btf__type_by_id.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+        lib.btf__type_by_id.restype = ctypes.c_void_p
+        lib.btf__name_by_offset.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+        lib.btf__name_by_offset.restype = ctypes.c_char_p
+        self._lib = lib
+        self._btf = lib.btf__parse(path.encode(), None)
+        if not self._btf or self._btf > (1 << 64) - 4096:
+            raise LookupError(f"{path}: no readable BTF")
+
+    def type_id(self, name: str, kind: int) -> int:
+        """Id of a named type; LookupError when there is none."""
+        found: int = self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind)
+        if found < 0:
+            raise LookupError(f"kernel BTF has no type {name}")
+        return found
+
+    def tracepoint_id(self, name: str) -> int:
+        """Id that a typed raw tracepoint program is loaded with (its btf_trace_ typedef)."""
+        return self.type_id(f"btf_trace_{name}", 8)
+
+    def offset(self, struct_name: str, member: str) -> int:
+        """Byte offset of ``member`` in ``struct_name``."""
+        bits = self._bits(self.type_id(struct_name, _KIND_STRUCT), member.encode())
+        if bits is None or bits % 8:
+            raise LookupError(f"kernel BTF has no {struct_name}.{member}")
+        return bits // 8
+
+    def _bits(self, type_id: int, member: bytes) -> int | None:
+        address = self._lib.btf__type_by_id(self._btf, type_id)
+        kind_type = _Type.from_address(address)
+        kind = (kind_type.info >> 24) & 0x1F
+        if kind in _KIND_MODIFIERS:
+            return self._bits(kind_type.size, member)  # for these, `size` is the type referred to
+        if kind not in (_KIND_STRUCT, _KIND_UNION):
+            return None
+        # kind_flag: the offset carries a bit-field size in its upper byte
+        mask = 0xFFFFFF if kind_type.info >> 31 else 0xFFFFFFFF
+        members = (_Member * (kind_type.info & 0xFFFF)).from_address(address + ctypes.sizeof(_Type))
+        for entry in members:
+            name = self._lib.btf__name_by_offset(self._btf, entry.name_off)
+            if name == member:
+                return entry.offset & mask
+            if not name:
+                inner = self._bits(entry.type, member)
+                if inner is not None:
+                    return (entry.offset & mask) + inner
+        return None
+
+
+def all_offsets(btf: Btf) -> dict[str, int]:
+    """Every offset that the programs use."""
+    return {name: btf.offset(*where) for name, where in OFFSETS.items()}

@@ -1,0 +1,125 @@
+"""Attaches programs, by bpf links only: what is held by a link goes when the link's fd goes.
+
+Takes loaded ``Programs`` and, for uprobes, a path and a list of ``Probe`` places; returns ``Attached``,
+whose ``close`` detaches. kill -9 of the supervisor therefore leaves nothing behind: no uprobe_events
+entry, no cgroup program. Never uses BCC's attach functions (iovisor/bcc issue 5236: a garbage reference
+counter offset that breaks other tracers).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import msgspec
+
+from spliffd.counters import LIBRARIES
+from spliffd.kernel import bpf, records
+from spliffd.kernel.loader import Programs
+
+
+class Probe(msgspec.Struct):
+    """A place in a file: ``offset`` is a file offset, ``op`` and ``flavour`` are names of records.py."""
+
+    offset: int
+    op: str
+    flavour: str
+    returns: bool
+    zero_is_eof: bool = False
+
+
+def attach_cookie(probe: Probe, library: str) -> int:
+    """What the probe tells its program: op, flavour, library."""
+    number = LIBRARIES.index(library) + 1
+    cookie = records.OPS[probe.op] | records.FLAVOURS[probe.flavour] << 8 | number << 16
+    return cookie | (records.COOKIE_ZERO_IS_EOF if probe.zero_is_eof else 0)
+
+
+class Attached:
+    """Links of one file, one tracepoint, or one cgroup."""
+
+    def __init__(self, fds: list[int]) -> None:
+        self.fds = fds
+
+    def close(self) -> None:
+        """Detaches."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+
+
+_ENTER = {"set_fd": "tls_set_fd", "free": "tls_end", "clear": "tls_end"}
+
+
+def attach_library(programs: Programs, path: str, library: str, probes: list[Probe]) -> Attached:
+    """Attaches all ``probes`` to the file at ``path``, for every process that maps it.
+
+    The return programs are attached first: a call that begins in between is not seen at all, instead of
+    being seen without its end. Raises OSError when the kernel refuses.
+    """
+    groups: list[tuple[str, bool, list[Probe]]] = []
+    returns = [p for p in probes if p.returns]
+    groups.append(("tls_exit", True, returns))
+    for program in ("tls_set_fd", "tls_end", "tls_enter"):
+        members = [p for p in probes if _ENTER.get(p.op, "tls_enter") == program]
+        groups.append((program, False, members))
+    attached = Attached([])
+    try:
+        for program, at_return, members in groups:
+            if members:
+                attached.fds += _attach(programs, program, path, library, members, at_return=at_return)
+    except OSError:
+        attached.close()
+        raise
+    return attached
+
+
+def _attach(
+    programs: Programs, program: str, path: str, library: str, probes: list[Probe], *, at_return: bool
+) -> list[int]:
+    offsets = [p.offset for p in probes]
+    cookies = [attach_cookie(p, library) for p in probes]
+    if programs.uprobe_multi:
+        try:
+            link = bpf.uprobe_multi_link(programs.fd[program], path, offsets, cookies, returns=at_return)
+            return [link]
+        except OSError as error:
+            # EINVAL also means a bad offset: the perf flavour below then says so for the one place.
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            programs.load_perf_flavour()
+    fds: list[int] = []
+    for offset, cookie in zip(offsets, cookies, strict=True):
+        fds += bpf.uprobe_perf_link(programs.fd[program], path, offset, cookie, returns=at_return)
+    return fds
+
+
+def attach_processes(programs: Programs) -> Attached:
+    """exec and exit of processes."""
+    return Attached(
+        [
+            bpf.raw_tracepoint_open(programs.fd["process_exit"], "sched_process_exit"),
+            bpf.raw_tracepoint_open(programs.fd["process_exec"], "sched_process_exec"),
+        ]
+    )
+
+
+def attach_sockets(programs: Programs) -> tuple[Attached, str]:
+    """Socket operations inside TLS calls; returns also which flavour it is.
+
+    Raises OSError (ENOENT) on kernels older than 6.3, which do not have these tracepoints.
+    """
+    if programs.typed_sockets:
+        fds = [bpf.raw_tracepoint_open(programs.fd[name]) for name in ("socket_sent", "socket_received")]
+        return Attached(fds), "typed tracepoints sock_send_length, sock_recv_length"
+    fds = [
+        bpf.raw_tracepoint_open(programs.fd["socket_sent_raw"], "sock_send_length"),
+        bpf.raw_tracepoint_open(programs.fd["socket_received_raw"], "sock_recv_length"),
+    ]
+    return Attached(fds), "raw tracepoints sock_send_length, sock_recv_length"
+
+
+def attach_sock_ops(programs: Programs, cgroup_fds: list[int]) -> Attached:
+    """sock_ops at each cgroup directory (the root, or the scope's)."""
+    fds = [bpf.link_create(programs.fd["socket_ops"], fd, bpf.ATTACH_SOCK_OPS) for fd in cgroup_fds]
+    return Attached(fds)

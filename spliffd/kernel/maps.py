@@ -1,0 +1,110 @@
+"""Makes every map of bpf/maps.h, and reaches into those that user space shares.
+
+Takes sizes from the configuration; returns ``Maps``: file descriptors by name, and the shared memory of
+the arrays that are mapped (counters, armed flags). The supervisor owns them; workers get the fds of
+their ring, of ``armed`` and of ``conns``. Closing the last fd frees a map: nothing is pinned.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+
+from spliffd.counters import KERNEL, Region, kernel_region
+from spliffd.kernel import bpf
+
+# The numbers of bpf/maps.h.
+NUMBERS = {
+    1001: "settings",
+    1002: "counters",
+    1003: "armed",
+    1004: "rings",
+    1005: "processes",
+    1006: "scope",
+    1007: "uids",
+    1008: "calls",
+    1009: "conns",
+    1010: "speakers",
+    1011: "cookies",
+}
+
+COUNTER_SLOTS = 64
+SCOPE_SLOTS = 16
+MAX_UIDS = 1024
+CALLS = 32768
+"""Threads that ever made a TLS call and live: the default pid limit of a host."""
+CONNS = 32768
+"""Live TLS objects; the least recently used goes first, and the worker counts it."""
+SPEAKERS = 8192
+COOKIES = 65536
+"""Live TCP sockets in scope: twice the ephemeral ports."""
+PROCESS_RING_BYTES = 256 << 10
+"""Exec events: 8,192 of them while the supervisor is busy."""
+
+CALLS_VALUE = 16 + 4 * 48
+CONN_KEY, CONN_VALUE = 24, 152
+FLOW_KEY, FLOW_VALUE = 48, 24
+SETTINGS = struct.Struct("=IIIIII")
+
+
+class Maps:
+    """All maps by name, and the views of the shared ones."""
+
+    def __init__(self, shards: int, ring_bytes: int) -> None:
+        self.shards = shards
+        self.ring_bytes = ring_bytes
+        make = bpf.map_create
+        self.rings = [make(bpf.MAP_RINGBUF, 0, 0, ring_bytes, name=f"ring{i}") for i in range(shards)]
+        self.fd = {
+            "settings": make(bpf.MAP_ARRAY, 4, SETTINGS.size, 1, name="settings"),
+            "counters": make(bpf.MAP_ARRAY, 4, 8, COUNTER_SLOTS, bpf.F_MMAPABLE, "counters"),
+            "armed": make(bpf.MAP_ARRAY, 4, 4, max(shards, 2), bpf.F_MMAPABLE, "armed"),
+            "rings": make(bpf.MAP_ARRAY_OF_MAPS, 4, 4, shards, name="rings", inner=self.rings[0]),
+            "processes": make(bpf.MAP_RINGBUF, 0, 0, PROCESS_RING_BYTES, name="processes"),
+            "scope": make(bpf.MAP_CGROUP_ARRAY, 4, 4, 2 * SCOPE_SLOTS, name="scope"),
+            "uids": make(bpf.MAP_HASH, 4, 1, MAX_UIDS, name="uids"),
+            "calls": make(bpf.MAP_LRU_HASH, 8, CALLS_VALUE, CALLS, name="calls"),
+            "conns": make(bpf.MAP_LRU_HASH, CONN_KEY, CONN_VALUE, CONNS, name="conns"),
+            "speakers": make(bpf.MAP_LRU_HASH, 4, 8, SPEAKERS, name="speakers"),
+            "cookies": make(bpf.MAP_LRU_HASH, FLOW_KEY, FLOW_VALUE, COOKIES, name="cookies"),
+        }
+        for shard, ring in enumerate(self.rings):
+            bpf.map_update(self.fd["rings"], struct.pack("=I", shard), struct.pack("=I", ring))
+        self._counter_memory = bpf.map_memory(self.fd["counters"], COUNTER_SLOTS * 8, writable=True)
+        self.counters: Region = map_counters(self._counter_memory)
+
+    def set_settings(
+        self, *, enabled: bool, cgroups: int, excluded_cgroups: int, uids: int, excluded_uids: int
+    ) -> None:
+        """Writes struct settings; takes effect with the next probe hit."""
+        value = SETTINGS.pack(enabled, cgroups, excluded_cgroups, uids, excluded_uids, self.shards)
+        bpf.map_update(self.fd["settings"], struct.pack("=I", 0), value)
+
+    def set_scope(self, slot: int, cgroup_fd: int) -> None:
+        """Puts a cgroup v2 directory into the scope array (0-15 in scope, 16-31 excluded)."""
+        bpf.map_update(self.fd["scope"], struct.pack("=I", slot), struct.pack("=I", cgroup_fd))
+
+    def set_uid(self, uid: int, *, excluded: bool) -> None:
+        """Puts a uid into the scope."""
+        bpf.map_update(self.fd["uids"], struct.pack("=I", uid), b"\x02" if excluded else b"\x01")
+
+    def close(self) -> None:
+        """Gives the maps back to the kernel."""
+        for fd in (*self.rings, *self.fd.values()):
+            os.close(fd)
+
+
+def map_counters(memory: mmap.mmap) -> Region:
+    """The kernel's counters over their mapped memory."""
+    return kernel_region(memoryview(memory).cast("Q")[: len(KERNEL)])
+
+
+def open_counters(fd: int) -> Region:
+    """The same, read-only, for a process that was handed the map's fd."""
+    return map_counters(bpf.map_memory(fd, COUNTER_SLOTS * 8, writable=False))
+
+
+def open_armed(fd: int, shards: int) -> memoryview:
+    """The armed flags, one 32-bit word a shard, shared with the eBPF programs."""
+    return memoryview(bpf.map_memory(fd, max(shards, 2) * 4, writable=True)).cast("I")

@@ -1,0 +1,103 @@
+"""The records of bpf/events.h, as offsets and unpackers.
+
+Takes a buffer and a position, returns plain values. Hot code unpacks only what it needs: the head of the
+record on every record, the connection part once for each connection. tests/kernel/test_records.py
+compares these numbers with the compiler's.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+
+import msgspec
+
+# enum op
+OPS = {
+    "read": 1,
+    "write": 2,
+    "handshake": 3,
+    "connect": 4,
+    "accept": 5,
+    "set_fd": 6,
+    "free": 7,
+    "clear": 8,
+}
+# enum flavour
+FLAVOURS = {"none": 0, "count": 1, "pointer": 2}
+COOKIE_ZERO_IS_EOF = 1 << 24
+
+# enum record_kind
+DATA, HANDSHAKE, SOCKET, CLOSE, EXIT, EOF = range(1, 7)
+# enum direction
+SENT, RECEIVED = 0, 1
+# enum record_flag
+FLAG_FAULT, FLAG_CONTINUED = 1, 2
+# enum conn_flag
+CONN_HANDSHAKE_SEEN, CONN_HANDSHAKE_DONE = 1, 2
+ROLES = ("", "client", "server")
+
+HEADER_BYTES = 192
+CONN_AT = 48
+CONN_BYTES = 144
+KEY_AT = CONN_AT
+KEY_BYTES = 32
+"""tgid, exec_id, start_ns, ssl, generation: unique for one TLS connection, ever."""
+
+HEAD = struct.Struct("=BBHIQQQQ")
+"""kind, direction, flags, captured, time, offset, size, call_start."""
+TGID_START = struct.Struct("=I4xQ")
+"""At KEY_AT: tgid and start_ns."""
+_CONN = struct.Struct("=IIQQQ QQ16s16sHHBBBB IIII16s QQQ")
+assert _CONN.size == CONN_BYTES  # noqa: S101 (checked once, at import)
+
+PROCESS_RECORD = struct.Struct("=IIQQ")
+"""tgid, ppid, start_ns, time: what the supervisor's ring carries."""
+
+
+class Conn(msgspec.Struct, gc=False):
+    """struct conn: who, which socket, how far. Text is decoded, addresses are text."""
+
+    tgid: int
+    exec_id: int
+    start_ns: int
+    generation: int
+    socket_cookie: int
+    netns_cookie: int
+    local_address: str
+    remote_address: str
+    local_port: int
+    remote_port: int
+    family: int
+    method: int
+    role: int
+    library: int
+    tid: int
+    ppid: int
+    uid: int
+    flags: int
+    comm: str
+    handshake_start: int
+    offset_sent: int
+    offset_received: int
+
+
+def unpack_conn(buffer: bytes | memoryview, at: int) -> Conn:
+    """Decodes struct conn at ``at``; any bytes give a result."""
+    (
+        tgid, exec_id, start_ns, _ssl, generation, cookie, netns, local, remote, local_port, remote_port,
+        family, method, role, library, tid, ppid, uid, flags, comm, handshake_start, sent, received,
+    ) = _CONN.unpack_from(buffer, at)  # fmt: skip
+    return Conn(
+        tgid, exec_id, start_ns, generation, cookie, netns, _address(local, family), _address(remote, family),
+        local_port, remote_port, family, method, role, library, tid, ppid, uid, flags,
+        comm.partition(b"\0")[0].decode("utf-8", "replace"), handshake_start, sent, received,
+    )  # fmt: skip
+
+
+def _address(raw: bytes, family: int) -> str:
+    if family == 4:
+        return f"{raw[0]}.{raw[1]}.{raw[2]}.{raw[3]}"
+    if family == 6:
+        return str(ipaddress.IPv6Address(raw))
+    return ""
