@@ -1,0 +1,1 @@
+"""The worker: ring -> engine -> protocols -> batches for the api."""
