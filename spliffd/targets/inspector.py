@@ -1,0 +1,155 @@
+"""The process that reads ELF files of strangers, so that root does not have to.
+
+Started by ``client`` as ``python -m spliffd.targets.inspector FD UID GID``; FD is a SOCK_SEQPACKET
+socket. It imports everything, gives up every privilege for good, sends one empty-handed "ready"
+datagram, and then answers each request (a ``Request`` and one fd) with one ``Inspection``.
+Each file is read in a forked child of its own: a file that makes the child crash, run out of memory or
+truncates itself under it (SIGBUS) costs one answer, and nothing that it does outlives the answer.
+Never opens a path, never writes anywhere but to the socket; exits when the socket closes, or after
+``IDLE_SECONDS`` without a request.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from typing import NoReturn
+
+from spliffd.targets import openssl
+from spliffd.targets.elf import MAX_FILE, Image, UnreadableError
+from spliffd.targets.sites import MAX_ANSWER, READY, Inspection, Request, decode_request, encode_inspection
+
+IDLE_SECONDS = 20.0
+"""Library scans come in bursts; between them 20 MiB are better given back."""
+
+MAX_REQUEST = 4096
+CPU_SECONDS = 5
+"""For one file; 0.2 s are needed for 100 MB. The child is killed by SIGXCPU beyond it."""
+
+ADDRESS_SPACE = MAX_FILE + (512 << 20)
+"""The largest file mapped, Python with capstone (0.1 GiB), and room for symbol tables."""
+
+OPEN_FILES = 32
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+_CAPABILITY_VERSION_3 = 0x20080522
+_LAST_CAPABILITY = 63
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def drop_privileges(uid: int, gid: int) -> None:
+    """Becomes ``uid``:``gid`` without any capability, for good; raises OSError if anything stays.
+
+    Without root there is nothing to drop but the way back: the limits apply all the same.
+    """
+    if os.geteuid() == 0:
+        if uid == 0 or gid == 0:
+            raise PermissionError("the inspector must not run as root: set [access] user to another user")
+        for capability in range(_LAST_CAPABILITY + 1):
+            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for numbers that the kernel lacks
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or os.getgroups():
+            raise PermissionError("user and group did not change")
+    nothing = struct.pack("=6I", 0, 0, 0, 0, 0, 0)
+    if _libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), nothing) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(_PR_SET_DUMPABLE, 0)
+    for limit, value in (
+        (resource.RLIMIT_AS, ADDRESS_SPACE),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+    ):
+        resource.setrlimit(limit, (value, value))
+
+
+def inspect_fd(fd: int, relocate: bool) -> Inspection:
+    """Reads one file. Never raises for anything that a file can contain."""
+    try:
+        with Image(fd) as image:
+            return openssl.inspect(image, relocate)
+    except UnreadableError as error:
+        return Inspection("refused", reason=str(error))
+    except Exception as error:  # a hostile file may find a way that the bounds do not close
+        return Inspection("refused", reason=f"cannot be inspected: {type(error).__name__}")
+
+
+def _child(request: Request, fd: int, answer: int, link: socket.socket) -> NoReturn:
+    """Reads the file and writes the answer to a pipe. The parent's socket is out of its reach."""
+    link.close()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    os.write(answer, encode_inspection(inspect_fd(fd, request.relocate)))
+    os._exit(0)
+
+
+def _answer(data: bytes, fds: list[int], link: socket.socket) -> bytes:
+    """One answer to one request: the child's, or what became of the child."""
+    if len(fds) != 1:
+        return encode_inspection(Inspection("refused", reason="the request came without its file"))
+    request = decode_request(data)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            _child(request, fds[0], writing, link)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read(MAX_ANSWER + 1)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        return encode_inspection(Inspection("refused", reason=f"reading it ended with {name}"))
+    if status != 0 or not 0 < len(answer) <= MAX_ANSWER:
+        return encode_inspection(Inspection("refused", reason="reading it ended without an answer"))
+    return answer
+
+
+def serve(link: socket.socket) -> None:
+    """Answers requests until the socket closes or nobody asks any more."""
+    link.settimeout(IDLE_SECONDS)
+    link.send(READY)
+    while True:
+        try:
+            data, fds, _, _ = socket.recv_fds(link, MAX_REQUEST, 4, socket.MSG_CMSG_CLOEXEC)
+        except TimeoutError:
+            return
+        try:
+            if not data:
+                return
+            link.send(_answer(data, fds, link))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def main() -> None:
+    """Entry point: FD UID GID."""
+    fd, uid, gid = (int(argument) for argument in sys.argv[1:4])
+    with socket.socket(fileno=fd) as link:
+        drop_privileges(uid, gid)
+        try:
+            serve(link)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the supervisor is gone or tired of waiting
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The nouns of probe placement: a site, and what was found out about one file.
+
+Takes nothing and does nothing: these structs are what the inspector answers, what the supervisor
+turns into links, and what ``spliffctl libraries`` shows. ``check`` is the supervisor's own look at an
+answer: the inspector reads hostile files, so what it says is not believed beyond these bounds.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Op = Literal["read", "write", "handshake", "connect", "accept", "set_fd", "free", "clear"]
+Flavour = Literal["count", "pointer", "none"]
+Placement = Literal["entry", "internal"]
+State = Literal["attach", "skipped", "refused"]
+
+MAX_SITES = 32
+"""OpenSSL needs ten at most; an answer with more is not one of ours."""
+
+MAX_TEXT = 1024
+"""Longest text in an answer: a proof or a reason is one sentence."""
+
+MAX_ANSWER = 64 << 10
+"""One answer as a datagram; ten sites with their proofs take 3 KiB."""
+
+READY = b"ready"
+"""What the inspector says once, when it has given up its privileges and listens."""
+
+
+class Site(msgspec.Struct, frozen=True, array_like=True):
+    """One instruction to probe, with what the eBPF programs must know about it."""
+
+    symbol: str
+    """The function, as its source calls it; internal functions by their name in OpenSSL's source."""
+    offset: int
+    """Offset in the file, in bytes, as uprobes want it: not an address."""
+    return_probe: bool
+    """Whether the result is needed: a return probe goes to the same offset."""
+    op: Op
+    """What the call does."""
+    flavour: Flavour
+    """How to learn the bytes done: "count": the return value, if positive, is the number of bytes;
+    "pointer": a return value > 0 means success and the number is at ``*(size_t *)`` fourth argument;
+    "none": the call moves no plaintext."""
+    placement: Placement
+    """"entry": at the exported function; "internal": at the function that the exported ones share."""
+    proof: str
+    """Why the arguments are intact there, in one sentence."""
+
+
+class Inspection(msgspec.Struct, frozen=True, array_like=True):
+    """What is known about one file."""
+
+    state: State
+    """"attach": it is TLS, here are the sites; "skipped": no TLS in it; "refused": cannot be probed."""
+    library: str = ""
+    """"openssl", "boringssl", "libressl", or "" where none was recognised."""
+    version: str = ""
+    """As the file says it: "3.0.19", or "3.0.3 or later" by its symbol versions; "" if it says nothing."""
+    build_id: str = ""
+    """GNU build-id in hex, "" without one."""
+    sites: list[Site] = []
+    reason: str = ""
+    """Why it is skipped or refused, or why a cheaper placement was not proved; "" otherwise."""
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True):
+    """Supervisor to inspector; the file itself rides along as SCM_RIGHTS."""
+
+    relocate: bool
+    """False: probe function entries only, prove nothing."""
+
+
+def check(inspection: Inspection, size: int) -> str:
+    """Says what is wrong with an answer about a file of ``size`` bytes; "" if it is within bounds."""
+    sites = inspection.sites
+    if len(sites) > MAX_SITES:
+        return f"{len(sites)} probe sites, at most {MAX_SITES} make sense"
+    if (inspection.state == "attach") != bool(sites):
+        return f"state {inspection.state} with {len(sites)} probe sites"
+    texts = [inspection.library, inspection.version, inspection.build_id, inspection.reason]
+    texts += [text for site in sites for text in (site.symbol, site.proof)]
+    if any(len(text) > MAX_TEXT for text in texts):
+        return f"a text of more than {MAX_TEXT} characters"
+    if any(not 0 < site.offset < size for site in sites):
+        return "a probe site outside the file"
+    if len({(site.offset, site.op) for site in sites}) != len(sites):
+        return "the same probe site twice"
+    return ""
+
+
+encode_request = msgspec.msgpack.Encoder().encode
+decode_request = msgspec.msgpack.Decoder(Request).decode
+encode_inspection = msgspec.msgpack.Encoder().encode
+decode_inspection = msgspec.msgpack.Decoder(Inspection).decode
