@@ -1,0 +1,125 @@
+"""spliffctl: the command line. Finds the command, runs it, turns problems into one line and a code.
+
+Takes argv, returns the exit code. Commands are imported when they are needed, and each imports gRPC only when
+it runs, so that ``--help`` and completion answer at once. Never prints a traceback for what an operator
+can mend.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from spliffctl.client import DEFAULT_SOCKET
+from spliffctl.errors import EXIT_INTERRUPTED, ClientError
+from spliffctl.output import OutputClosedError
+
+PROGRAM = "spliffctl"
+
+COMMANDS = {
+    "watch": "Show what this host says over TLS, as it happens.",
+    "libraries": "List the TLS libraries found and where their probes sit.",
+    "stats": "Print the daemon's statistics.",
+    "status": "Show what runs, what it captures, and how well it is.",
+    "completion": "Print the shell's completion script.",
+}
+"""Commands with their summaries, so that --help need not import them; a test compares."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules of ``spliffctl.commands``, imported on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order in which people need them."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, or None when there is none of that name."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"spliffctl.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list of commands without importing them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    del param
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"{PROGRAM} {version('spliff')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  spliffctl watch                         everything, until Ctrl-C
+  spliffctl watch --unit nginx.service    one service
+  spliffctl watch -b -- curl https://…    one command, with bodies
+  spliffctl status --wait 10              wait until the daemon is ready
+
+\b
+Exit status: 0 done, 2 usage, 69 the daemon cannot be reached, 77 not permitted,
+130 interrupted; of `watch -- COMMAND` that of the command.""",
+)
+@click.option(
+    "--socket",
+    default=DEFAULT_SOCKET,
+    envvar="SPLIFF_SOCKET",
+    metavar="PATH",
+    show_default=True,
+    show_envvar=True,
+    help="The daemon's socket.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version.",
+)
+@click.pass_context
+def cli(ctx: click.Context, socket: str) -> None:
+    """Show what this Linux host says over TLS: decrypted, tied to process and packets.
+
+    spliffd captures; spliffctl asks it and needs no privileges but the group of its socket.
+    """
+    from spliffctl.client import socket_path
+
+    ctx.obj = socket_path(socket)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    try:
+        result: Any = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except ClientError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return error.exit_code
+    except OutputClosedError:
+        return 0
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

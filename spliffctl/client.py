@@ -1,0 +1,199 @@
+"""The way to the daemon: its socket, the gRPC channel, and what its errors mean to the operator.
+
+Takes the path of the daemon's Unix socket, returns stubs of the contract. Tries the socket itself before
+gRPC does, because gRPC hides the errno that tells "not running" from "not allowed". Every error leaves as
+a ``ClientError`` with a sentence that says what to do. Never retries on its own.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from spliffctl.errors import ClientError, NotPermittedError, RefusedError, UnavailableError
+from spliffctl.render.quote import quote
+
+if TYPE_CHECKING:
+    import grpc
+    import grpc.aio
+
+    from spliffd.pb.spliff_pb2_grpc import SpliffStub
+
+Result = TypeVar("Result")
+
+DEFAULT_SOCKET = "/run/spliff/spliffd.sock"
+
+CONNECT_TIMEOUT_S = 2.0
+"""A listening socket accepts at once; one that does not has a full backlog, so its daemon hangs."""
+
+CALL_TIMEOUT_S = 10.0
+"""Longest wait for the answer to a question; the daemon gives itself 5 s for those to root."""
+
+START_DAEMON = "start it with: sudo systemctl start spliffd, or name its socket with --socket"
+
+_OPTIONS = [
+    # Bodies come in parts far below it, but a batch of many exchanges may pass gRPC's 4 MiB.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.default_authority", "localhost"),
+]
+
+
+def socket_path(name: str) -> str:
+    """The absolute path of ``PATH``, ``unix:PATH`` or ``unix:///PATH``."""
+    for prefix in ("unix://", "unix:"):
+        if name.startswith(prefix):
+            name = name.removeprefix(prefix)
+            break
+    return os.path.abspath(name)
+
+
+def try_socket(path: str) -> None:
+    """Connects and hangs up. Raises what keeps this user from talking to the daemon."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UnavailableError(
+                f"spliffd is not running (no socket {quote(path)}): {START_DAEMON}"
+            ) from None
+        except ConnectionRefusedError:
+            raise UnavailableError(
+                f"spliffd is not running (nobody answers at {quote(path)}): {START_DAEMON}"
+            ) from None
+        except PermissionError:
+            raise NotPermittedError(_why_not_permitted(path)) from None
+        except (TimeoutError, BlockingIOError):
+            raise UnavailableError(
+                f"spliffd does not accept connections at {quote(path)}: see systemctl status spliffd"
+            ) from None
+        except OSError as error:
+            raise RefusedError(f"--socket {quote(path)}: {error.strerror or error}") from None
+
+
+def _why_not_permitted(path: str) -> str:
+    """Which group is missing, or who may use the socket."""
+    import grp
+    import pwd
+
+    try:
+        status = os.stat(path)
+    except PermissionError:
+        # The folder is closed already; it has the group of the socket in it.
+        try:
+            status = os.stat(os.path.dirname(path))
+        except OSError:
+            return f"{quote(path)} is closed to you: ask the administrator of this host, or use sudo"
+    if not status.st_gid or not status.st_mode & 0o060:
+        return f"only root may use {quote(path)}: run spliffctl with sudo"
+    try:
+        group = grp.getgrgid(status.st_gid)
+    except KeyError:
+        return f"only group {status.st_gid}, which has no name here, may use {quote(path)}: use sudo"
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = ""
+    name = quote(group.gr_name)
+    if user in group.gr_mem:
+        return f"you are in group {name}, but this session began before that: log in again"
+    return f"you are not in group {name}: sudo usermod -aG {name} $USER, then log in again"
+
+
+def _target(path: str) -> str:
+    from urllib.parse import quote as percent_quote
+
+    return "unix:" + percent_quote(path)
+
+
+def _quiet_grpc() -> None:
+    """Keeps gRPC's own log lines off the operator's terminal; errors come as exceptions anyway."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+
+def call(path: str, question: Callable[[SpliffStub], Result]) -> Result:
+    """Asks the daemon one question: ``call(path, lambda stub: stub.GetInfo(..., timeout=...))``."""
+    try_socket(path)
+    with channel(path) as opened, explained():
+        from spliffd.pb.spliff_pb2_grpc import SpliffStub
+
+        return question(SpliffStub(opened))
+
+
+def channel(path: str) -> grpc.Channel:
+    """A channel for questions."""
+    _quiet_grpc()
+    import grpc
+
+    return grpc.insecure_channel(_target(path), options=_OPTIONS)
+
+
+def streaming_channel(path: str) -> grpc.aio.Channel:
+    """A channel for ``Watch``; to be used inside a running event loop."""
+    _quiet_grpc()
+    import grpc.aio
+
+    return grpc.aio.insecure_channel(_target(path), options=_OPTIONS)
+
+
+def serving(path: str) -> None:
+    """Returns when the daemon says SERVING (grpc.health.v1), else raises why not.
+
+    Speaks the health protocol by hand: an empty request, and a response whose field 1 is the status
+    (1 is SERVING), so that the client needs no further package for it.
+    """
+    try_socket(path)
+    with channel(path) as opened, explained():
+        check: Any = opened.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=lambda request: request,
+            response_deserializer=lambda response: response,
+        )
+        answer: bytes = check(b"", timeout=CALL_TIMEOUT_S)
+    if answer != b"\x08\x01":
+        raise UnavailableError("spliffd runs but does not serve yet: see systemctl status spliffd")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns errors of gRPC into ClientErrors."""
+    import grpc
+
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise explain(error) from None
+
+
+def explain(error: Any) -> ClientError:
+    """What an error of gRPC means, and what to do. ``error`` has ``code()`` and ``details()``."""
+    import grpc
+
+    code = error.code()
+    details = quote(error.details() or "")
+    if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
+        return NotPermittedError(f"spliffd refuses: {details or 'no reason given'}")
+    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE):
+        return RefusedError(f"spliffd does not take these arguments: {details}")
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        return UnavailableError(
+            "this spliffd does not know that command: upgrade it to the version of spliffctl "
+            "(compare: spliffctl status, spliffctl --version)"
+        )
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return UnavailableError(
+            f"spliffd did not answer within {CALL_TIMEOUT_S:.0f} s: see systemctl status spliffd"
+        )
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return UnavailableError(f"spliffd has no room for another watcher or answer: {details}")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED):
+        return UnavailableError(
+            f"spliffd stopped or was restarted, the connection to it broke ({details or 'no reason given'}): "
+            "see systemctl status spliffd, then run the command again"
+        )
+    return UnavailableError(f"spliffd failed to answer ({code.name}: {details}): see journalctl -u spliffd")

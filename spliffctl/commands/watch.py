@@ -1,0 +1,232 @@
+"""``spliffctl watch``: shows exchanges as they happen.
+
+Takes the options, builds the request and the printer, runs the stream and turns its end into an exit code.
+Options that only shape text are refused beside ``-o json`` instead of being ignored.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spliffctl import filters, units
+from spliffctl.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ClientError
+
+if TYPE_CHECKING:
+    from spliffctl.child import Child
+    from spliffctl.items import ItemPrinter
+    from spliffctl.stream import End, Watch
+
+AFTER_INTERRUPT_S = 2.0
+"""How long an interrupted command may take to end by itself before it gets SIGTERM."""
+
+
+class Duration(filters.Checked):
+    """``30s``, ``5m``, ``1h`` or seconds."""
+
+    def check(self, text: str) -> float:
+        """Seconds."""
+        return units.parse_duration(text)
+
+
+class Size(filters.Checked):
+    """``4096``, ``64K``, ``1M``."""
+
+    def check(self, text: str) -> int:
+        """Bytes."""
+        return units.parse_size(text)
+
+
+def _filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that make up the filter."""
+    for option, field, kind, description in reversed(filters.OPTIONS):
+        function = click.option(option, field, type=kind, multiple=True, help=description)(function)
+    return function
+
+
+@click.command(
+    "watch",
+    context_settings={"allow_interspersed_args": False},
+    epilog="""\b
+Filters of one kind are alternatives, different kinds must all hold:
+  --host 'api.*' --host example.com --status 5xx
+means (api.* or example.com) and 5xx. They are evaluated in the daemon.
+
+\b
+Reading the lines:
+  15:11:59.346 → GET https://…  h2 192.0.2.10:48372 → 198.51.100.25:443 curl (403410)
+  15:11:59.639 ← 200 https://…  h2 … curl (403410) 294.3 ms  xdp:eth0
+→ is a request, ← a response. The addresses are "opener → accepter" of the
+connection: local → remote for a client; remote → local for a server, whose process
+is marked "(812, server)". The last item is the evidence: hook and interface that
+saw the packets, else how plaintext was tied to a socket (nested, fd, thread, timing, none).
+[truncated, 120 bytes missing] marks what was not seen whole; "!! lost" what was lost.
+Strings from the wire are quoted: no control character reaches the terminal.
+
+\b
+A command is started once the watch is in place; with it and its descendants the
+watch ends, and its exit status is returned. With -o json its standard output goes to
+standard error. --count and --for end the watch, not the command.
+
+\b
+Examples:
+  spliffctl watch --pid 1234
+  spliffctl watch --unit nginx.service --status 5xx -l
+  spliffctl watch --host '*.example.com' --method POST -b --body-limit 4K
+  spliffctl watch -o json --for 1m | jq .exchange.request.path
+  spliffctl watch -b -- curl -s https://api.example.com/users""",
+)
+@_filter_options
+@click.option("-b", "--body", is_flag=True, help="Show bodies.")
+@click.option(
+    "--body-limit", type=Size("BYTES"), help="At most this much of each body (64K, 1M); implies -b."
+)
+@click.option("-x", "--hexdump", is_flag=True, help="Show bodies as hexdump; implies -b.")
+@click.option("-c", "--compact", is_flag=True, help="One line for each exchange.")
+@click.option("-l", "--latency", is_flag=True, help="Time to the first byte and in total.")
+@click.option("-H", "--handshakes", is_flag=True, help="Show TLS handshakes too.")
+@click.option("-C", "--no-colour", "--no-color", is_flag=True, help="The same as --color never.")
+@click.option(
+    "--color",
+    "--colour",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Colours; auto: on a terminal, unless NO_COLOR is set.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: one object a line.",
+)
+@click.option("--utc", is_flag=True, help="Times in UTC instead of local time.")
+@click.option("--count", type=filters.Number("N", 1, 1 << 62), help="Stop after N exchanges.")
+@click.option(
+    "--for", "seconds", type=Duration("DURATION"), help="Stop after 30s, 5m, 1h; a number is seconds."
+)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
+@click.pass_obj
+def command(
+    path: str,
+    /,
+    body: bool,
+    body_limit: int | None,
+    hexdump: bool,
+    compact: bool,
+    latency: bool,
+    handshakes: bool,
+    no_colour: bool,
+    color: str,
+    form: str,
+    utc: bool,
+    count: int | None,
+    seconds: float | None,
+    command: tuple[str, ...],
+    **selected: Any,
+) -> int:
+    """Show what this host says over TLS, as it happens."""
+    bodies = body or hexdump or body_limit is not None
+    _refuse_contradictions(
+        form, command, selected, bodies=bodies, hexdump=hexdump, compact=compact, latency=latency
+    )
+
+    from spliffctl.client import try_socket
+
+    # Before the fork, so that an absent daemon is told without a process to clean up.
+    try_socket(path)
+    child = None
+    if command:
+        from spliffctl.child import Child
+
+        child = Child(command, stdout_to_stderr=form == "json")
+
+    from spliffctl.items import ItemPrinter
+    from spliffctl.output import Output
+    from spliffctl.render.colour import palette
+    from spliffctl.render.text import TextOptions, TextRenderer
+    from spliffctl.stream import Watch
+    from spliffd.pb import spliff_pb2
+
+    request = spliff_pb2.WatchRequest(
+        filter=filters.build(selected, child.pid if child else 0),
+        bodies=bodies,
+        body_limit=body_limit or 0,
+        handshakes=handshakes,
+        messages=True,
+    )
+    output = Output()
+    renderer = None
+    if form == "text":
+        options = TextOptions(bodies=bodies, hexdump=hexdump, compact=compact, latency=latency, utc=utc)
+        renderer = TextRenderer(options, palette("never" if no_colour else color, output.fd))
+    printer = ItemPrinter(output, renderer, bodies=bodies, body_limit=body_limit or 0, count=count or 0)
+    return _run(Watch(path, request, printer, output, seconds=seconds), printer, child)
+
+
+def _refuse_contradictions(
+    form: str,
+    command: tuple[str, ...],
+    selected: dict[str, Any],
+    *,
+    bodies: bool,
+    hexdump: bool,
+    compact: bool,
+    latency: bool,
+) -> None:
+    """Usage errors for options that cannot both be meant."""
+    shaping = [name for name, given in (("-x", hexdump), ("-c", compact), ("-l", latency)) if given]
+    if form == "json" and shaping:
+        raise click.UsageError(f"{shaping[0]} shapes text, so it has no meaning with -o json.")
+    if compact and bodies:
+        raise click.UsageError("-c is one line for each exchange, so it cannot show bodies.")
+    if command and (selected["pids"] or selected["ppids"]):
+        raise click.UsageError("a command is watched by its own pid: leave --pid and --ppid away.")
+
+
+def _run(watch: Watch, printer: ItemPrinter, child: Child | None) -> int:
+    """Runs the watch; whatever ends it, the command is waited for and not left behind."""
+    import asyncio
+
+    from spliffctl.output import OutputClosedError
+    from spliffctl.stream import End
+
+    try:
+        end = asyncio.run(watch.run(child))
+    except KeyboardInterrupt:
+        end = End.INTERRUPTED
+    except OutputClosedError:
+        end = End.OUTPUT_CLOSED
+    except ClientError as error:
+        if child:
+            # The reason first: the command may go on for long.
+            print(f"spliffctl: {error}", file=sys.stderr)
+            child.cancel()
+            return error.exit_code
+        raise
+    return _exit_code(end, watch, printer, child)
+
+
+def _exit_code(end: End, watch: Watch, printer: ItemPrinter, child: Child | None) -> int:
+    from spliffctl.stream import End
+
+    if end in (End.INTERRUPTED, End.TERMINATED):
+        print(f"spliffctl: {printer.totals}", file=sys.stderr)
+        if child:
+            child.cancel_or_end_within(AFTER_INTERRUPT_S)
+        return EXIT_INTERRUPTED if end == End.INTERRUPTED else EXIT_TERMINATED
+    if child is None:
+        return 0
+    if watch.command_error:
+        print(
+            f"spliffctl: cannot execute the command: {watch.command_error.strerror} "
+            "(what follows the options is a command to run; see spliffctl watch --help)",
+            file=sys.stderr,
+        )
+    return child.wait()

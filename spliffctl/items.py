@@ -1,0 +1,131 @@
+"""Turns batches of the stream into output, and counts.
+
+Takes ``WatchResponse`` messages, writes each as one piece of text or JSON lines to the output, and says when
+enough exchanges were shown. Joins body parts on the way. Losses are printed where they come in the stream,
+in both formats, those of the client itself included. Never reorders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from spliffctl.output import Output
+from spliffctl.parts import Body, PartStore
+
+if TYPE_CHECKING:
+    from spliffctl.render.text import TextRenderer
+    from spliffd.pb import spliff_pb2 as pb
+
+
+@dataclass(slots=True)
+class Totals:
+    """What the summary line says."""
+
+    exchanges: int = 0
+    lost: int = 0
+
+    def __str__(self) -> str:
+        exchanges = f"{self.exchanges:,} exchange{'' if self.exchanges == 1 else 's'}"
+        return f"{exchanges}, {self.lost:,} lost"
+
+
+class ItemPrinter:
+    """Prints items until ``count`` exchanges are shown (0: for ever). ``renderer`` None means JSON."""
+
+    def __init__(
+        self,
+        output: Output,
+        renderer: TextRenderer | None,
+        *,
+        bodies: bool,
+        body_limit: int = 0,
+        count: int = 0,
+    ) -> None:
+        self.totals = Totals()
+        self._output = output
+        self._count = count
+        self._store = PartStore(limit=body_limit)
+        render: dict[str, Callable[[Any], str]]
+        if renderer is None:
+            render = {
+                kind: _json_line(kind) for kind in ("exchange", "handshake", "message", "chunk", "loss")
+            }
+            render["exchange"] = self._json_exchange
+        else:
+            text = renderer
+            render = {
+                "exchange": lambda exchange: text.exchange(
+                    exchange, self._store.take(exchange) if bodies else None
+                ),
+                "handshake": text.handshake,
+                "message": text.message,
+                "chunk": text.chunk,
+                "loss": text.loss,
+            }
+        self._render = render
+
+    def show(self, batch: pb.WatchResponse) -> bool:
+        """Prints a batch with one write; returns whether enough exchanges were shown."""
+        lines: list[str] = []
+        done = False
+        for item in batch.items:
+            kind = item.WhichOneof("kind")
+            if kind == "exchange":
+                lines.append(self._render[kind](item.exchange))
+                self.totals.exchanges += 1
+                if self.totals.exchanges == self._count:
+                    done = True
+                    break
+            elif kind == "body_part":
+                self._store.add(item.body_part)
+            elif kind == "discard":
+                self._store.discard(list(item.discard.part_keys))
+            elif kind == "loss":
+                self._lose(item.loss, lines)
+            elif kind in self._render:
+                lines.append(self._render[kind](getattr(item, kind)))
+            # What is left is Started, and kinds that a later daemon may know.
+        self._tell_own_loss(lines)
+        if lines:
+            self._output.write("".join(lines))
+        return done
+
+    def _lose(self, loss: pb.Loss, lines: list[str]) -> None:
+        self.totals.lost += loss.count
+        lines.append(self._render["loss"](loss))
+
+    def _tell_own_loss(self, lines: list[str]) -> None:
+        parts, size = self._store.take_loss()
+        if parts:
+            from spliffd.pb import spliff_pb2
+
+            self._lose(
+                spliff_pb2.Loss(stage="client", reason="body_memory_full_1_GiB", count=parts, bytes=size),
+                lines,
+            )
+
+    def _json_exchange(self, exchange: pb.Exchange) -> str:
+        if exchange.part_key in self._store:
+            bodies = self._store.take(exchange)
+            _put_body(exchange.request, bodies[0])
+            _put_body(exchange.response, bodies[1])
+            # Holes are told where the contract has a place for it: bytes that this watcher did not get.
+            missing = bodies[0].missing + bodies[1].missing
+            completeness = exchange.completeness
+            completeness.body_not_sent = max(completeness.body_not_sent, missing)
+        return _json_line("exchange")(exchange)
+
+
+def _put_body(message: pb.Request | pb.Response, body: Body) -> None:
+    """Sets body and body_offset to what was joined; leaves a message without a body alone."""
+    if body.segments:
+        message.body = body.data
+        message.body_offset = body.segments[0][0]
+
+
+def _json_line(kind: str) -> Callable[[Any], str]:
+    from spliffctl.render.json import item_line
+
+    return lambda message: item_line(kind, message) + "\n"

@@ -1,0 +1,189 @@
+"""The watch itself: opens the stream, feeds the printer, and knows when to stop.
+
+Takes a request, a printer and the conditions that end the watch; returns why it ended. Starts the command
+(``-- COMMAND``) only when the stream has answered ``Started``. Raises ClientError when the daemon cannot be
+reached, refuses, or breaks the stream. Never polls: idle, it sleeps in epoll.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import signal
+import stat
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from spliffctl import client
+from spliffctl.child import Child
+from spliffctl.errors import UnavailableError
+from spliffctl.items import ItemPrinter
+from spliffctl.output import Output
+
+if TYPE_CHECKING:
+    from spliffd.pb import spliff_pb2 as pb
+
+START_TIMEOUT_S = 10.0
+"""A daemon that serves says Started at once; one that does not within this time hangs."""
+
+GRACE_SILENCE_S = 0.3
+"""After the command ended: how long nothing must come before the watch ends. The daemon's retry queue
+gives up after 50 ms and it flushes every 5 ms, so this is ample."""
+
+GRACE_MAX_S = 2.0
+"""After the command ended: the longest wait, for descendants that go on talking."""
+
+
+class End(enum.Enum):
+    """Why a watch ended."""
+
+    INTERRUPTED = enum.auto()
+    TERMINATED = enum.auto()
+    COUNT_REACHED = enum.auto()
+    TIME_IS_UP = enum.auto()
+    OUTPUT_CLOSED = enum.auto()
+    COMMAND_ENDED = enum.auto()
+    COMMAND_FAILED = enum.auto()
+
+
+class Watch:
+    """One run of the stream."""
+
+    def __init__(
+        self,
+        path: str,
+        request: pb.WatchRequest,
+        printer: ItemPrinter,
+        output: Output,
+        *,
+        seconds: float | None,
+    ) -> None:
+        self._path = path
+        self._request = request
+        self._printer = printer
+        self._output = output
+        self._seconds = seconds
+        self.command_error: OSError | None = None
+
+    async def run(self, child: Child | None) -> End:
+        """Watches until something ends it. KeyboardInterrupt: a signal broke a write that hung."""
+        loop = asyncio.get_running_loop()
+        stop: asyncio.Future[End] = loop.create_future()
+        restore = self._stop_on_signals(loop, stop)
+        self._stop_on_closed_output(loop, stop)
+        try:
+            # grpc.aio has no typed stub for a mixed sync and asyncio code base.
+            async with client.streaming_channel(self._path) as channel:
+                from spliffd.pb.spliff_pb2_grpc import SpliffStub
+
+                stream: Any = SpliffStub(channel).Watch(self._request)
+                try:
+                    return await self._follow(stream, stop, child)
+                finally:
+                    stream.cancel()
+        finally:
+            restore()
+
+    async def _follow(self, stream: Any, stop: asyncio.Future[End], child: Child | None) -> End:
+        """Reads batches until ``stop``, enough exchanges, or the command's end and its grace."""
+        import grpc.aio
+
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        started = False
+        deadline = 0.0
+        reading = asyncio.ensure_future(stream.read())
+        while True:
+            timeout = None if started else START_TIMEOUT_S
+            if deadline:
+                timeout = min(GRACE_SILENCE_S, deadline - loop.time())
+            waiting = {reading, stop} if ended.done() else {reading, stop, ended}
+            done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if stop in done:
+                reading.cancel()
+                return stop.result()
+            if reading in done:
+                try:
+                    batch = reading.result()
+                except grpc.RpcError as error:
+                    raise client.explain(error) from None
+                if batch is grpc.aio.EOF:
+                    raise UnavailableError(
+                        "spliffd ended the stream (it stopped or was restarted): run the command again"
+                    )
+                reading = asyncio.ensure_future(stream.read())
+                if not started:
+                    started = True
+                    self._start_clock(loop, stop)
+                    if child and not self._release(child, loop, ended):
+                        reading.cancel()
+                        return End.COMMAND_FAILED
+                if self._printer.show(batch):
+                    reading.cancel()
+                    return End.COUNT_REACHED
+            if ended in done:
+                deadline = loop.time() + GRACE_MAX_S
+            elif deadline and (not done or loop.time() >= deadline):
+                reading.cancel()
+                return End.COMMAND_ENDED
+            elif not done:
+                reading.cancel()
+                raise UnavailableError(
+                    f"spliffd accepts connections but did not answer within {START_TIMEOUT_S:.0f} s: "
+                    "see systemctl status spliffd"
+                )
+
+    def _start_clock(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Future[End]) -> None:
+        if self._seconds is not None:
+            loop.call_later(self._seconds, _finish, stop, End.TIME_IS_UP)
+
+    def _release(self, child: Child, loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> bool:
+        """Starts the command now that its watch is in place; False when it cannot be executed."""
+        self.command_error = child.release()
+        if self.command_error:
+            return False
+
+        def at_end() -> None:
+            loop.remove_reader(child.pidfd)
+            ended.set_result(None)
+
+        loop.add_reader(child.pidfd, at_end)
+        return True
+
+    def _stop_on_signals(
+        self, loop: asyncio.AbstractEventLoop, stop: asyncio.Future[End]
+    ) -> Callable[[], None]:
+        """SIGINT and SIGTERM end the watch; they break a write that a stalled reader holds up."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            del frame
+            if self._output.writing:
+                raise KeyboardInterrupt
+            end = End.INTERRUPTED if number == signal.SIGINT else End.TERMINATED
+            loop.call_soon_threadsafe(_finish, stop, end)
+
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def restore() -> None:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+        return restore
+
+    def _stop_on_closed_output(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Future[End]) -> None:
+        """Notices that the reader of a pipe went away although there is nothing to write."""
+        if stat.S_ISFIFO(os.fstat(self._output.fd).st_mode):
+
+            def closed() -> None:
+                loop.remove_reader(self._output.fd)
+                _finish(stop, End.OUTPUT_CLOSED)
+
+            # epoll reports an error on the writing end when the last reader closes.
+            loop.add_reader(self._output.fd, closed)
+
+
+def _finish(stop: asyncio.Future[End], end: End) -> None:
+    if not stop.done():
+        stop.set_result(end)
