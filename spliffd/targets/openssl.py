@@ -89,6 +89,9 @@ def inspect(image: Image, relocate: bool) -> Inspection:
         wrapper = library == "libressl" and flavour == "pointer"
         if op not in shared and name in functions and not wrapper:
             sites.append(_entry(image, name, functions[name], op, flavour, True, relocate))
+    if len({site.offset for site in sites}) != len(sites):
+        # A linker that folds identical functions: a probe could not tell which call it sees.
+        return Inspection("refused", library, build_id=image.build_id, reason="two of its functions are one")
     return Inspection("attach", library, _version(image), image.build_id, sites, "; ".join(reasons))
 
 

@@ -86,7 +86,7 @@ def check(inspection: Inspection, size: int) -> str:
         return f"a text of more than {MAX_TEXT} characters"
     if any(not 0 < site.offset < size for site in sites):
         return "a probe site outside the file"
-    if len({(site.offset, site.op) for site in sites}) != len(sites):
+    if len({site.offset for site in sites}) != len(sites):
         return "the same probe site twice"
     return ""
 
