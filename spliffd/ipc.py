@@ -127,6 +127,12 @@ class ProcessFacts(msgspec.Struct, array_like=True, tag=True):
     container: str
 
 
+class Watched(msgspec.Struct, array_like=True, tag=True):
+    """Capture now suits this number of watchers (answer to Watching)."""
+
+    watchers: int
+
+
 class Answer(msgspec.Struct, array_like=True, tag=True):
     """Answer to a Query: a serialised protobuf response, or an error in one line."""
 
@@ -162,6 +168,12 @@ class WhoIs(msgspec.Struct, array_like=True, tag=True):
     start_ns: int
 
 
+class Watching(msgspec.Struct, array_like=True, tag=True):
+    """The worker was told how many watch; with `unwatched = "off"` capture goes on or off by it."""
+
+    watchers: int
+
+
 class Query(msgspec.Struct, array_like=True, tag=True):
     """The api passes on a question that only root can answer.
 
@@ -173,8 +185,8 @@ class Query(msgspec.Struct, array_like=True, tag=True):
     payload: bytes
 
 
-ToChild = Ping | Stop | Debug | Link | ProcessFacts | Answer
-FromChild = Pong | Ready | Failed | WhoIs | Query
+ToChild = Ping | Stop | Debug | Link | ProcessFacts | Watched | Answer
+FromChild = Pong | Ready | Failed | WhoIs | Watching | Query
 
 encode = msgspec.msgpack.Encoder().encode
 decode_batch = msgspec.msgpack.Decoder(Batch).decode

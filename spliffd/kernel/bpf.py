@@ -50,9 +50,7 @@ def map_create(
 ) -> int:
     """Makes a map; sizes in bytes. ``inner`` is the template fd of an array of maps."""
     attr = bytearray(ATTR_BYTES)
-    struct.pack_into(
-        "=IIIIIII16s", attr, 0, kind, key, value, entries, flags, inner, 0, name.encode()[:15]
-    )
+    struct.pack_into("=IIIIIII16s", attr, 0, kind, key, value, entries, flags, inner, 0, name.encode()[:15])
     return _call(_MAP_CREATE, attr)
 
 
@@ -61,9 +59,7 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
     key_buffer = ctypes.create_string_buffer(key, len(key))
     value = ctypes.create_string_buffer(value_size)
     attr = bytearray(ATTR_BYTES)
-    struct.pack_into(
-        "=I4xQQQ", attr, 0, fd, ctypes.addressof(key_buffer), ctypes.addressof(value), 0
-    )
+    struct.pack_into("=I4xQQQ", attr, 0, fd, ctypes.addressof(key_buffer), ctypes.addressof(value), 0)
     try:
         _call(_MAP_LOOKUP, attr)
     except OSError as error:
@@ -78,9 +74,7 @@ def map_update(fd: int, key: bytes, value: bytes) -> None:
     key_buffer = ctypes.create_string_buffer(key, len(key))
     value_buffer = ctypes.create_string_buffer(value, len(value))
     attr = bytearray(ATTR_BYTES)
-    struct.pack_into(
-        "=I4xQQQ", attr, 0, fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0
-    )
+    struct.pack_into("=I4xQQQ", attr, 0, fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0)
     _call(_MAP_UPDATE, attr)
 
 

@@ -110,11 +110,11 @@ class Btf:
         for entry in members:
             name = self._lib.btf__name_by_offset(self._btf, entry.name_off)
             if name == member:
-                return entry.offset & mask
+                return int(entry.offset) & mask
             if not name:
                 inner = self._bits(entry.type, member)
                 if inner is not None:
-                    return (entry.offset & mask) + inner
+                    return (int(entry.offset) & mask) + inner
         return None
 
 

@@ -95,7 +95,7 @@ def _attach(
 
 
 def attach_processes(programs: Programs) -> Attached:
-    """exec and exit of processes."""
+    """Start (exec) and end of processes."""
     return Attached(
         [
             bpf.raw_tracepoint_open(programs.fd["process_exit"], "sched_process_exit"),

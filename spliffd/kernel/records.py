@@ -8,6 +8,7 @@ compares these numbers with the compiler's.
 from __future__ import annotations
 
 import ipaddress
+import mmap
 import struct
 
 import msgspec
@@ -49,7 +50,7 @@ HEAD = struct.Struct("=BBHIQQQQ")
 TGID_START = struct.Struct("=I4xQ")
 """At KEY_AT: tgid and start_ns."""
 _CONN = struct.Struct("=IIQQQ QQ16s16sHHBBBB IIII16s QQQ")
-assert _CONN.size == CONN_BYTES  # noqa: S101 (checked once, at import)
+assert _CONN.size == CONN_BYTES
 
 PROCESS_RECORD = struct.Struct("=IIQQ")
 """tgid, ppid, start_ns, time: what the supervisor's ring carries."""
@@ -82,7 +83,7 @@ class Conn(msgspec.Struct, gc=False):
     offset_received: int
 
 
-def unpack_conn(buffer: bytes | memoryview, at: int) -> Conn:
+def unpack_conn(buffer: bytes | memoryview | mmap.mmap, at: int) -> Conn:
     """Decodes struct conn at ``at``; any bytes give a result."""
     (
         tgid, exec_id, start_ns, _ssl, generation, cookie, netns, local, remote, local_port, remote_port,

@@ -1,0 +1,117 @@
+"""Who a process is: executable, command line, user, cgroup, unit, container, from /proc.
+
+Takes a pid and the start time the kernel gave with the plaintext; returns ``ProcessFacts``, with empty
+text for what could not be had. The start time guards against pid reuse: facts of another process that
+got the same pid are never returned. Runs in the supervisor, which may read /proc of others; reads
+nothing else. Sources: proc(5); systemd.slice(5); the cgroup path formats of docker, containerd, podman.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shlex
+from collections import OrderedDict
+
+from spliffd.ipc import ProcessFacts
+
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+CMDLINE_BYTES = 4096
+"""Longer command lines (Java) are cut: it identifies the process, it is not evidence."""
+
+CACHE = 4096
+"""Facts kept from exec time, for processes that end before a worker asks; about 1 KiB each."""
+
+_CONTAINER = re.compile(r"(?:^|[/:-])([0-9a-f]{64})(?:\.scope)?(?:/|$)")
+_UNIT = re.compile(r"/([^/]+\.(?:service|scope|socket|mount|swap))(?=/|$)")
+
+
+class Processes:
+    """Reads and remembers facts of processes."""
+
+    def __init__(self, proc: str = "/proc") -> None:
+        self._proc = proc
+        self._known: OrderedDict[tuple[int, int], ProcessFacts] = OrderedDict()
+
+    def remember(self, pid: int, start_ns: int) -> None:
+        """Reads a process that has just been started, in case it is gone when somebody asks."""
+        facts = self._read(pid, start_ns)
+        if facts is None:
+            return
+        self._known[pid, start_ns] = facts
+        while len(self._known) > CACHE:
+            self._known.popitem(last=False)
+
+    def facts(self, pid: int, start_ns: int) -> tuple[ProcessFacts, bool]:
+        """Facts of the process, and whether any could be had.
+
+        A live process is read anew: it may have moved to another cgroup since its exec.
+        """
+        found = self._read(pid, start_ns) or self._known.get((pid, start_ns))
+        if found is None:
+            return ProcessFacts(pid, start_ns, "", "", "", "", "", ""), False
+        return found, True
+
+    def _read(self, pid: int, start_ns: int) -> ProcessFacts | None:
+        folder = f"{self._proc}/{pid}"
+        try:
+            with open(f"{folder}/stat", "rb") as file:
+                stat = file.read()
+            # Field 22, counted from behind the command name, which may hold anything.
+            ticks = int(stat[stat.rindex(b")") + 2 :].split()[19])
+            if abs(ticks * _TICK_NS - start_ns) > _TICK_NS:
+                return None
+            with open(f"{folder}/cmdline", "rb") as file:
+                raw = file.read(CMDLINE_BYTES)
+            with open(f"{folder}/cgroup", "rb") as file:
+                cgroup = parse_cgroup(file.read().decode(errors="replace"))
+            uid = os.stat(folder).st_uid
+        except (OSError, ValueError, IndexError):
+            return None
+        try:
+            exe = os.readlink(f"{folder}/exe").removesuffix(" (deleted)")
+        except OSError:
+            exe = ""
+        arguments = raw.rstrip(b"\0").decode(errors="replace").split("\0")
+        return ProcessFacts(
+            pid, start_ns, exe, shlex.join(arguments) if raw else "", user_name(uid), cgroup, *owners(cgroup)
+        )
+
+
+def parse_cgroup(text: str) -> str:
+    """The path that says most: cgroup v2's, unless that is the root and a v1 hierarchy knows more."""
+    unified = named = ""
+    for line in text.splitlines():
+        parts = line.split(":", 2)
+        if len(parts) != 3:
+            continue
+        if parts[0] == "0":
+            unified = parts[2]
+        elif parts[1] == "name=systemd" or not named:
+            named = parts[2]
+    return unified if unified not in ("", "/") else named or unified
+
+
+def owners(cgroup: str) -> tuple[str, str]:
+    """Unit and container id named by a cgroup path; "" for what it does not name."""
+    container = _CONTAINER.search(cgroup)
+    units = _UNIT.findall(cgroup)
+    return (units[-1] if units else ""), (container.group(1) if container else "")
+
+
+_names: dict[int, str] = {}
+
+
+def user_name(uid: int) -> str:
+    """Name of a user; "" when the host's database has none."""
+    name = _names.get(uid)
+    if name is None:
+        try:
+            name = pwd.getpwuid(uid).pw_name
+        except KeyError:
+            name = ""
+        if len(_names) < 1024:  # a host with more users than this asks the database again
+            _names[uid] = name
+    return name

@@ -1,0 +1,170 @@
+"""One TLS connection: two byte streams, what protocol they speak, and who is on both ends.
+
+Takes pieces of plaintext with their stream offsets, in the order the kernel wrote them; returns finished
+exchanges. A piece that does not start where the last one ended means that bytes were lost: the parser
+is told how many. The protocol is decided by the first bytes of whichever direction speaks first; while
+that is open, at most ``UNDECIDED_BYTES`` are kept.
+
+Does no I/O, reads no clock, never raises on any bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from spliffd.correlation.facts import ConnectionFacts
+from spliffd.protocols import detect
+from spliffd.protocols.http1 import REQUEST, RESPONSE, Http1
+from spliffd.protocols.messages import HttpExchange
+
+UNDECIDED, HTTP1, RAW = 0, 1, 2
+SENT = 0
+
+UNDECIDED_BYTES = 256
+"""The longest method and enough of a target to tell HTTP from others; detection decides far earlier."""
+
+NOTHING: Sequence[HttpExchange] = ()
+
+OnBody = Callable[[HttpExchange, bool, bytes], None]
+
+
+class Connection:
+    """State of one connection; ``expect`` is the next stream offset of each direction."""
+
+    __slots__ = (
+        "expect",
+        "facts",
+        "gap_bytes",
+        "gaps",
+        "generation",
+        "http1",
+        "joined",
+        "key",
+        "method",
+        "object_key",
+        "on_body",
+        "pending",
+        "process",
+        "protocol",
+        "raw_kept",
+        "request_direction",
+        "slots",
+        "state",
+    )
+
+    def __init__(self, key: bytes, process: tuple[int, int], facts: ConnectionFacts, *, joined: bool) -> None:
+        self.key = key
+        self.object_key = key[:24]
+        self.process = process
+        self.facts = facts
+        self.expect: list[int] = [-1, -1] if joined else [0, 0]
+        self.joined = joined
+        self.state = UNDECIDED
+        self.http1: Http1 | None = None
+        self.request_direction = 0
+        self.pending: list[bytes] = [b"", b""]
+        self.raw_kept = b""
+        """Bytes kept while undecided that turned out not to be HTTP; the engine takes them."""
+        self.on_body: OnBody | None = None
+        self.method = 0
+        self.protocol = ""
+        self.gaps = 0
+        self.gap_bytes = 0
+        self.slots: dict[int, int] = {}
+        """Counter slot by correlation method: looked up once, added to in place."""
+
+    def data(
+        self, direction: int, offset: int, payload: bytes, size: int, now: int
+    ) -> Sequence[HttpExchange]:
+        """``payload`` stands at ``offset``; of ``size`` bytes what is longer than it is lost."""
+        expected = self.expect[direction]
+        self.expect[direction] = offset + size
+        finished: Sequence[HttpExchange] = NOTHING
+        if offset != expected and expected >= 0 and offset > expected:
+            finished = self.gap(direction, offset - expected, now)
+        http1 = self.http1
+        if http1 is not None and self.state == HTTP1:
+            side = REQUEST if direction == self.request_direction else RESPONSE
+            more = http1.feed(side, payload, now) if payload else NOTHING
+            if http1.upgraded:
+                self.state = RAW
+        else:
+            more = self._decide(direction, payload, now) if payload else NOTHING
+        if more:
+            finished = [*finished, *more] if finished else more
+        if len(payload) < size:
+            lost = self.gap(direction, size - len(payload), now)
+            if lost:
+                finished = [*finished, *lost]
+        return finished
+
+    def gap(self, direction: int, size: int, now: int) -> Sequence[HttpExchange]:
+        """``size`` bytes of ``direction`` are lost here."""
+        self.gaps += 1
+        self.gap_bytes += size
+        if self.http1 is not None and self.state == HTTP1:
+            side = REQUEST if direction == self.request_direction else RESPONSE
+            return self.http1.gap(side, size, now)
+        # Undecided: what is kept no longer joins what comes.
+        self.pending[direction] = b""
+        self.joined = True
+        return NOTHING
+
+    def eof(self, direction: int, now: int) -> Sequence[HttpExchange]:
+        """``direction`` has ended properly."""
+        if self.http1 is None or self.state != HTTP1:
+            return NOTHING
+        return self.http1.eof(REQUEST if direction == self.request_direction else RESPONSE, now)
+
+    def close(self, now: int) -> Sequence[HttpExchange]:
+        """The connection is over: what is unfinished comes out, marked."""
+        http1 = self.http1
+        if http1 is None:
+            return NOTHING
+        self.http1 = None
+        http1.on_body = None
+        return http1.close(now)
+
+    def watch_bodies(self, on_body: OnBody | None) -> None:
+        """Starts or stops handing out bodies."""
+        self.on_body = on_body
+        if self.http1 is not None:
+            self.http1.on_body = on_body
+
+    def _decide(self, direction: int, payload: bytes, now: int) -> Sequence[HttpExchange]:
+        kept = self.pending[direction]
+        first = kept + payload if kept else payload
+        verdict = detect.detect(first)
+        if verdict == detect.UNDECIDED and len(first) < UNDECIDED_BYTES:
+            self.pending[direction] = first
+            return NOTHING
+        self.pending[direction] = b""
+        if verdict == detect.HTTP1_REQUEST:
+            request_direction = direction
+        elif verdict == detect.HTTP1_RESPONSE:
+            # Only where the start was missed does a response come first.
+            request_direction = 1 - direction
+            self.joined = True
+        else:
+            # Not HTTP/1, or the middle of a message: each further piece is looked at again, because a
+            # connection that was joined in the middle becomes readable at its next message.
+            self.state = RAW
+            self.protocol = self.protocol or "raw"
+            self.raw_kept = kept
+            return NOTHING
+        if self.http1 is not None:
+            return NOTHING  # upgraded: these bytes belong to the protocol it was upgraded to
+        self.state = HTTP1
+        self.protocol = "http1"
+        self.request_direction = request_direction
+        if not self.facts.role:
+            self.facts.role = "client" if request_direction == SENT else "server"
+            self.facts.prefix = None
+        self.http1 = Http1(self.on_body, joined=self.joined)
+        other = self.pending[1 - direction]
+        self.pending[1 - direction] = b""
+        early: Sequence[HttpExchange] = NOTHING
+        if other:
+            early = self.http1.feed(RESPONSE if direction == request_direction else REQUEST, other, now)
+        side = REQUEST if direction == request_direction else RESPONSE
+        return [*early, *self.http1.feed(side, first, now)]

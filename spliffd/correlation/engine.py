@@ -1,0 +1,238 @@
+"""Ring records to connections: finds the connection of each record and hands out what is finished.
+
+Takes record positions in the ring's memory (kernel/records.py) and gives exchanges, handshakes and raw
+chunks to a ``Receiver``. Knows who is who: a record explains itself (struct conn travels in each), so a
+lost control record costs nothing but itself. Tables are bounded; what is thrown out is counted.
+
+Does no I/O, reads no clock: time is the records' own.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from typing import Protocol
+
+from spliffd.correlation.connection import RAW, Connection, OnBody
+from spliffd.correlation.facts import ConnectionFacts
+from spliffd.counters import LIBRARIES, METHODS, PROTOCOLS, Region, exchange_slot
+from spliffd.kernel import records
+from spliffd.protocols.messages import COMPLETE, HttpExchange
+
+MAX_CONNECTIONS = 16384
+"""Live connections: about 3 KiB each, 48 MiB at the bound. The oldest goes first, and is counted."""
+
+_HEAD = records.HEAD.unpack_from
+_KEY_AT, _KEY_END = records.KEY_AT, records.KEY_AT + records.KEY_BYTES
+_METHOD_AT = records.CONN_AT + 85
+_PAYLOAD = records.HEADER_BYTES
+
+
+class Receiver(Protocol):
+    """Where results go."""
+
+    def exchange(self, connection: Connection, exchange: HttpExchange) -> None:
+        """An exchange is finished, or as finished as it will be."""
+
+    def handshake(self, connection: Connection, start: int, end: int, success: bool) -> None:
+        """A handshake has ended (ktime ns)."""
+
+    def chunk(
+        self, connection: Connection, direction: int, offset: int, data: bytes, size: int, now: int
+    ) -> None:
+        """Bytes of a protocol that is not taken apart."""
+
+    def process(self, pid: int, start_ns: int, facts: ConnectionFacts) -> None:
+        """A connection was opened by this process: fill in what is known of it."""
+
+    def on_body(self, connection: Connection) -> OnBody | None:
+        """Where this connection's bodies go, None when nobody wants bodies."""
+
+
+class Engine:
+    """All connections of one ring shard.
+
+    ``began_ns`` is when this worker started (ktime): connections older than that are joined in the
+    middle. ``counters`` is this worker's region; hot counters are added to in place.
+    """
+
+    def __init__(self, receiver: Receiver, counters: Region, began_ns: int) -> None:
+        self._receiver = receiver
+        self._counters = counters
+        self._words = counters.words
+        self._began = began_ns
+        self.connections: dict[bytes, Connection] = {}
+        self._objects: dict[bytes, Connection] = {}
+        self._processes: dict[tuple[int, int], set[bytes]] = {}
+        index = counters.index
+        self._n_data = index("tls_records_data")
+        self._n_bytes = (index("captured_bytes_sent"), index("captured_bytes_received"))
+        self._n_incomplete = index("exchanges_incomplete")
+        self._n_gaps, self._n_gap_bytes = index("gaps"), index("gap_bytes")
+        self.wants_chunks = False
+
+    def handle(self, ring: mmap.mmap, positions: list[int]) -> None:
+        """Takes one batch of records of the ring's memory (slices of an mmap are bytes: one copy)."""
+        connections = self.connections
+        words = self._words
+        for at in positions:
+            kind, direction, _flags, captured, now, offset, size, start = _HEAD(ring, at)
+            if kind != records.DATA:
+                self._control(ring, at, kind, now, start)
+                continue
+            key = ring[at + _KEY_AT : at + _KEY_END]
+            connection = connections.get(key)
+            if connection is None:
+                connection = self._open(ring, key, at)
+            elif connection.method != ring[at + _METHOD_AT]:
+                self._socket(connection, ring, at)
+            words[self._n_data] += 1
+            words[self._n_bytes[direction & 1]] += captured
+            payload = ring[at + _PAYLOAD : at + _PAYLOAD + captured]
+            finished = connection.data(direction & 1, offset, payload, size, now)
+            if connection.gaps:
+                self._count_gaps(connection)
+            if finished:
+                self._finish(connection, finished)
+            if connection.state == RAW and self.wants_chunks:
+                if connection.raw_kept:
+                    kept, connection.raw_kept = connection.raw_kept, b""
+                    payload, offset, size = kept + payload, offset - len(kept), size + len(kept)
+                self._receiver.chunk(connection, direction & 1, offset, payload, size, now)
+
+    def close_all(self, now: int) -> None:
+        """Ends every connection, as at shutdown."""
+        for connection in list(self.connections.values()):
+            self._close(connection, now)
+
+    def watch_bodies(self) -> None:
+        """Asks the receiver anew, for every connection, where bodies go."""
+        for connection in self.connections.values():
+            connection.watch_bodies(self._receiver.on_body(connection))
+
+    def facts_of(self, pid: int, start_ns: int) -> list[ConnectionFacts]:
+        """Facts of all live connections of a process."""
+        keys = self._processes.get((pid, start_ns), ())
+        return [self.connections[key].facts for key in keys]
+
+    def _control(self, ring: mmap.mmap, at: int, kind: int, now: int, start: int) -> None:
+        counters = self._counters
+        if kind == records.EXIT:
+            tgid, start_ns = records.TGID_START.unpack_from(ring, at + _KEY_AT)
+            counters.add("tls_records_close")
+            for key in self._processes.get((tgid, start_ns), set()).copy():
+                self._close(self.connections[key], now)
+            return
+        if kind not in (records.HANDSHAKE, records.SOCKET, records.CLOSE, records.EOF):
+            counters.add("tls_records_unknown")
+            return
+        key = ring[at + _KEY_AT : at + _KEY_END]
+        connection = self.connections.get(key)
+        if connection is None:
+            connection = self._open(ring, key, at)
+        elif connection.method != ring[at + _METHOD_AT]:
+            self._socket(connection, ring, at)
+        if kind == records.HANDSHAKE:
+            counters.add("tls_records_handshake")
+            counters.add("handshakes_ok")
+            connection.facts.handshake_ns = now - start
+            connection.facts.prefix = None
+            self._receiver.handshake(connection, start, now, success=True)
+        elif kind == records.SOCKET:
+            counters.add("tls_records_socket")
+        elif kind == records.EOF:
+            self._finish(connection, connection.eof(records.RECEIVED, now))
+        else:
+            counters.add("tls_records_close")
+            self._ended(connection, ring, at, now)
+
+    def _ended(self, connection: Connection, ring: mmap.mmap, at: int, now: int) -> None:
+        """SSL_free: the final offsets show a loss at the tail, the flags an unfinished handshake."""
+        conn = records.unpack_conn(ring, at + records.CONN_AT)
+        for direction, final in ((0, conn.offset_sent), (1, conn.offset_received)):
+            expected = connection.expect[direction]
+            if 0 <= expected < final:
+                connection.expect[direction] = final
+                self._finish(connection, connection.gap(direction, final - expected, now))
+        if connection.gaps:
+            self._count_gaps(connection)
+        if conn.flags & records.CONN_HANDSHAKE_SEEN and not conn.flags & records.CONN_HANDSHAKE_DONE:
+            self._counters.add("handshakes_failed")
+            self._receiver.handshake(connection, conn.handshake_start, now, success=False)
+        self._close(connection, now)
+
+    def _open(self, ring: mmap.mmap, key: bytes, at: int) -> Connection:
+        conn = records.unpack_conn(ring, at + records.CONN_AT)
+        process = (conn.tgid, conn.start_ns)
+        facts = ConnectionFacts()
+        facts.pid, facts.tid, facts.process_start_ns = conn.tgid, conn.tid, conn.start_ns
+        facts.comm, facts.ppid, facts.uid = conn.comm, conn.ppid, conn.uid
+        facts.library = LIBRARIES[conn.library - 1] if 1 <= conn.library <= len(LIBRARIES) else ""
+        connection = Connection(key, process, facts, joined=conn.generation < self._began)
+        predecessor = self._objects.get(connection.object_key)
+        if predecessor is not None:
+            # The kernel's table threw the old one out, or its close record was lost.
+            self._counters.add("connections_evicted")
+            self._close(predecessor, conn.generation)
+        elif len(self.connections) >= MAX_CONNECTIONS:
+            self._counters.add("connections_evicted")
+            self._close(next(iter(self.connections.values())), conn.generation)
+        self.connections[key] = connection
+        self._objects[connection.object_key] = connection
+        self._processes.setdefault(process, set()).add(key)
+        self._counters.add("connections_opened")
+        connection.on_body = self._receiver.on_body(connection)
+        self._receiver.process(conn.tgid, conn.start_ns, facts)
+        self._fill_socket(connection, conn)
+        return connection
+
+    def _socket(self, connection: Connection, ring: mmap.mmap, at: int) -> None:
+        self._fill_socket(connection, records.unpack_conn(ring, at + records.CONN_AT))
+
+    def _fill_socket(self, connection: Connection, conn: records.Conn) -> None:
+        connection.method = conn.method
+        facts = connection.facts
+        facts.correlation_method = METHODS[conn.method] if conn.method < len(METHODS) else "NONE"
+        facts.confidence = (
+            "" if not conn.method else "low" if facts.correlation_method == "PROCESS_TIMING" else "high"
+        )
+        facts.local_address, facts.local_port = conn.local_address, conn.local_port
+        facts.remote_address, facts.remote_port = conn.remote_address, conn.remote_port
+        facts.family = {4: "ipv4", 6: "ipv6"}.get(conn.family, "")
+        facts.role = records.ROLES[conn.role] if conn.role < len(records.ROLES) else ""
+        facts.netns_cookie, facts.socket_cookie = conn.netns_cookie, conn.socket_cookie
+        facts.prefix = None
+
+    def _finish(self, connection: Connection, exchanges: Sequence[HttpExchange]) -> None:
+        for exchange in exchanges:
+            if exchange.state is not COMPLETE:
+                self._words[self._n_incomplete] += 1
+            self._words[self._slot(connection)] += 1
+            self._receiver.exchange(connection, exchange)
+
+    def _slot(self, connection: Connection) -> int:
+        slot = connection.slots.get(connection.method)
+        if slot is None:
+            facts = connection.facts
+            protocol = connection.protocol if connection.protocol in PROTOCOLS else "raw"
+            library = facts.library or LIBRARIES[0]
+            slot = exchange_slot(protocol, library, facts.correlation_method or "NONE", "NONE")
+            connection.slots[connection.method] = slot
+        return slot
+
+    def _count_gaps(self, connection: Connection) -> None:
+        self._words[self._n_gaps] += connection.gaps
+        self._words[self._n_gap_bytes] += connection.gap_bytes
+        connection.gaps = connection.gap_bytes = 0
+
+    def _close(self, connection: Connection, now: int) -> None:
+        self._finish(connection, connection.close(now))
+        self.connections.pop(connection.key, None)
+        if self._objects.get(connection.object_key) is connection:
+            del self._objects[connection.object_key]
+        keys = self._processes.get(connection.process)
+        if keys is not None:
+            keys.discard(connection.key)
+            if not keys:
+                del self._processes[connection.process]
+        self._counters.add("connections_closed")

@@ -1,0 +1,74 @@
+"""What is known of a TLS connection beside its bytes: process, addresses, socket, TLS session.
+
+A plain record that the engine fills in as evidence arrives, and from which ``worker.encode`` makes the
+constant part of every exchange. Unknown is "" or 0, never a guess.
+"""
+
+from __future__ import annotations
+
+
+class ConnectionFacts:
+    """Facts of one connection. Whoever changes one sets ``prefix`` to None: it caches their encoding."""
+
+    __slots__ = (
+        "alpn",
+        "bytes_received",
+        "bytes_sent",
+        "cgroup",
+        "cipher",
+        "cmdline",
+        "comm",
+        "confidence",
+        "container_id",
+        "correlation_method",
+        "exe",
+        "family",
+        "handshake_ns",
+        "interface",
+        "ja4",
+        "library",
+        "local_address",
+        "local_port",
+        "netns_cookie",
+        "packets_received",
+        "packets_sent",
+        "path",
+        "pid",
+        "ppid",
+        "prefix",
+        "process_start_ns",
+        "remote_address",
+        "remote_port",
+        "resumed",
+        "role",
+        "sni",
+        "socket_cookie",
+        "tid",
+        "tls_version",
+        "uid",
+        "unit",
+        "user",
+    )
+
+    def __init__(self) -> None:
+        self.prefix: bytes | None = None
+        # process
+        self.pid = self.tid = self.ppid = self.uid = 0
+        self.process_start_ns = 0
+        """Since the epoch."""
+        self.comm = self.exe = self.cmdline = self.user = self.cgroup = self.unit = ""
+        self.container_id = ""
+        # connection
+        self.local_address = self.remote_address = ""
+        self.local_port = self.remote_port = 0
+        self.role = self.family = self.interface = ""
+        self.netns_cookie = self.socket_cookie = 0
+        self.packets_sent = self.packets_received = self.bytes_sent = self.bytes_received = 0
+        self.path: list[tuple[str, str, int]] = []
+        """Interfaces on the way: (interface, hook, packets)."""
+        # correlation
+        self.correlation_method = self.confidence = ""
+        # TLS session
+        self.library = self.tls_version = self.cipher = self.alpn = self.sni = self.ja4 = ""
+        self.handshake_ns = 0
+        self.resumed: bool | None = None

@@ -1,0 +1,178 @@
+"""The kernel side of a run: compiled, loaded, scoped, attached, switched on.
+
+Takes the configuration; owns maps, programs and the links that are not about one library. Scope is in
+force before anything is attached: the first thing a program looks at is whether it may look. Closing
+detaches; being killed does too, because everything is held by links.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Callable
+
+import msgspec
+
+from spliffd.config import Capture, Scope
+from spliffd.doctor import cgroup2_mount
+from spliffd.errors import FailedError, HostError, UsageError
+from spliffd.journal import logger
+from spliffd.kernel import compile as compiler
+from spliffd.kernel import links
+from spliffd.kernel.loader import Programs
+from spliffd.kernel.maps import MAX_UIDS, SCOPE_SLOTS, Maps
+
+log = logger("capture")
+
+
+class Feature(msgspec.Struct):
+    """A need and how this host meets it, for `spliffctl status`."""
+
+    name: str
+    state: str
+    detail: str
+
+
+def open_cgroup(path: str) -> int:
+    """Opens a cgroup v2 directory; raises UsageError with the remedy."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(
+            f"scope: cgroup {path}: {error.strerror}", "name an existing directory of cgroup v2"
+        ) from None
+    # Only cgroup v2 has this file in every directory, the root included.
+    if not os.path.exists(f"/proc/self/fd/{fd}/cgroup.procs") or not os.path.exists(
+        f"/proc/self/fd/{fd}/cgroup.controllers"
+    ):
+        os.close(fd)
+        raise UsageError(f"scope: {path} is not a cgroup v2 directory", "see `findmnt -t cgroup2`")
+    return fd
+
+
+def user_id(name: str) -> int:
+    """A user's id by name or number; raises UsageError."""
+    if name.isdigit():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise UsageError(f"scope: no user {name}", "use a name or number that `id` knows") from None
+
+
+class ScopeMaps:
+    """The scope, opened and resolved; raises UsageError before anything else is touched."""
+
+    def __init__(self, scope: Scope) -> None:
+        if len(scope.cgroups) > SCOPE_SLOTS or len(scope.exclude_cgroups) > SCOPE_SLOTS:
+            raise UsageError(f"scope: more than {SCOPE_SLOTS} cgroups", "name a common parent")
+        self.users = [user_id(name) for name in scope.users]
+        self.excluded_users = [user_id(name) for name in scope.exclude_users]
+        if len(self.users) + len(self.excluded_users) > MAX_UIDS:
+            raise UsageError(f"scope: more than {MAX_UIDS} users", "scope by cgroup instead")
+        self.cgroups = [open_cgroup(path) for path in scope.cgroups]
+        self.excluded = [open_cgroup(path) for path in scope.exclude_cgroups]
+
+
+class Kernel:
+    """Everything that is loaded and attached, but for the libraries (``stages.libraries``)."""
+
+    def __init__(self, scope: ScopeMaps, capture: Capture, uid: int, gid: int) -> None:
+        self._scope = scope
+        self._capture = capture
+        self.features: list[Feature] = []
+        btf = os.environ.get("SPLIFF_BTF", compiler.BTF_PATH)
+        compiled = compiler.compile_programs(uid, gid, btf)
+        self._note(
+            "compiler", "ok", f"BCC {compiled.bcc}, unprivileged, {len(compiled.offsets)} offsets from BTF"
+        )
+        try:
+            self.maps = Maps(capture.workers, capture.ring_mib << 20)
+            self.programs = Programs(compiled, self.maps)
+        except PermissionError:
+            raise HostError(
+                "the kernel refuses to make eBPF maps", "run as root; `spliffd doctor` says what is missing"
+            ) from None
+        self._attached: list[links.Attached] = []
+        self._write_scope(enabled=False)
+
+    def _note(self, name: str, state: str, detail: str) -> None:
+        self.features.append(Feature(name, state, detail))
+
+    def _write_scope(self, *, enabled: bool) -> None:
+        scope, maps = self._scope, self.maps
+        for slot, fd in enumerate(scope.cgroups):
+            maps.set_scope(slot, fd)
+        for slot, fd in enumerate(scope.excluded):
+            maps.set_scope(SCOPE_SLOTS + slot, fd)
+        for uid in scope.users:
+            maps.set_uid(uid, excluded=False)
+        for uid in scope.excluded_users:
+            maps.set_uid(uid, excluded=True)
+        self.switch(enabled=enabled)
+
+    def switch(self, *, enabled: bool) -> None:
+        """Capture on or off; takes effect with the next call in any process."""
+        scope = self._scope
+        self.maps.set_settings(
+            enabled=enabled,
+            cgroups=len(scope.cgroups),
+            excluded_cgroups=len(scope.excluded),
+            uids=len(scope.users),
+            excluded_uids=len(scope.excluded_users),
+        )
+
+    def attach(self) -> None:
+        """Processes, sockets, sock_ops: what is there before the first library is probed."""
+        try:
+            self._attached.append(links.attach_processes(self.programs))
+        except OSError as error:
+            raise FailedError(f"cannot attach to process events: {error}", "run `spliffd doctor`") from None
+        if self._capture.socket_observation:
+            self._try("sockets", self._attach_sockets, "only SSL_set_fd names sockets: ")
+        else:
+            self._note("sockets", "degraded", "socket observation is switched off in the configuration")
+        if self._capture.sock_ops:
+            self._try("cookies", self._attach_sock_ops, "socket cookies may be unknown: ")
+        else:
+            self._note("cookies", "degraded", "sock_ops is switched off in the configuration")
+
+    def _try(self, name: str, attach: Callable[[], str], without: str) -> None:
+        try:
+            self._note(name, "ok", attach())
+        except OSError as error:
+            log.warning("degraded", need=name, error=str(error))
+            self._note(name, "degraded", without + str(error))
+
+    def _attach_sockets(self) -> str:
+        attached, flavour = links.attach_sockets(self.programs)
+        self._attached.append(attached)
+        return flavour
+
+    def _attach_sock_ops(self) -> str:
+        fds = self._scope.cgroups
+        where = f"sock_ops at {len(fds)} cgroups of the scope"
+        opened = []
+        if not fds:
+            with open("/proc/self/mountinfo", encoding="utf-8") as file:
+                root = cgroup2_mount(file.read())
+            if root is None:
+                raise OSError("no cgroup v2 is mounted")
+            fds = opened = [os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+            where = f"sock_ops at {root}"
+        try:
+            self._attached.append(links.attach_sock_ops(self.programs, fds))
+        finally:
+            for fd in opened:
+                os.close(fd)
+        return where
+
+    def attach_library(self, path: str, library: str, probes: list[links.Probe]) -> links.Attached:
+        """Attaches a library's probes; raises OSError."""
+        return links.attach_library(self.programs, path, library, probes)
+
+    def close(self) -> None:
+        """Detaches what this stage attached."""
+        for attached in self._attached:
+            attached.close()
+        self._attached.clear()

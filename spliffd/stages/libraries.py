@@ -1,0 +1,169 @@
+"""Finds TLS libraries and probes them: at start in every process in scope, then in each that execs.
+
+Takes exec events and pids; asks the inspector (unprivileged) where to probe a file that was not seen
+before; attaches once per inode, for every process that maps it now or later. A process is looked at
+twice after its exec, because the loader maps libraries after the event. What could not be probed is
+listed with the reason.
+
+Reads /proc and directory entries; never a library's content (the inspector does, without privileges).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import msgspec
+
+from spliffd.config import Config
+from spliffd.counters import LIBRARIES, Region
+from spliffd.journal import logger
+from spliffd.kernel.links import Attached, Probe
+from spliffd.stages.capture import Kernel
+from spliffd.targets import discovery
+from spliffd.targets.client import Inspector
+from spliffd.targets.sites import Inspection, Site
+
+log = logger("libraries")
+
+LOOK_AFTER_SECONDS = (0.003, 0.05)
+"""When a new process is looked at: the dynamic loader is done within 3 ms on an idle host; the second
+look is for a busy one."""
+
+MAX_FILES = 4096
+"""Files kept in the list; a host has some dozens of TLS libraries and a few hundred large programs."""
+
+
+class Probed(msgspec.Struct):
+    """A file that was looked at, and what came of it."""
+
+    path: str
+    device: int
+    inode: int
+    inspection: Inspection
+    attached: Attached | None
+    error: str = ""
+
+
+class Libraries:
+    """Everything attached to libraries."""
+
+    def __init__(self, config: Config, kernel: Kernel, inspector: Inspector, counters: Region) -> None:
+        self._config = config
+        self._kernel = kernel
+        self._inspector = inspector
+        self._counters = counters
+        self._lock = asyncio.Lock()
+        self.files: dict[tuple[int, int, int, int], Probed] = {}
+        self._seen: set[tuple[int, int]] = set()
+        """(device, inode) as in /proc/PID/maps of files that were handled: skipped without opening."""
+        self._due: dict[int, list[int]] = {look: [] for look in range(len(LOOK_AFTER_SECONDS))}
+
+    async def scan(self) -> None:
+        """All processes in scope, and the standard library folders."""
+        scope = self._config.scope
+        candidates = discovery.known_library_files(scope.paths, scope.exclude_paths)
+        pids = discovery.pids_in_scope(scope.cgroups, scope.exclude_cgroups) - {os.getpid()}
+        candidates += discovery.scan(pids, scope.paths, scope.exclude_paths)
+        for candidate in candidates:
+            await self._handle(candidate)
+
+    def started(self, pid: int) -> None:
+        """A process has exec'd: look at it soon, together with others that start about now."""
+        loop = asyncio.get_running_loop()
+        for look, delay in enumerate(LOOK_AFTER_SECONDS):
+            due = self._due[look]
+            if not due:
+                loop.call_later(delay, self._look, look)
+            due.append(pid)
+
+    def _look(self, look: int) -> None:
+        pids, self._due[look] = self._due[look], []
+        scope = self._config.scope
+        fresh = [
+            candidate
+            for candidate in discovery.scan(pids, scope.paths, scope.exclude_paths)
+            if (candidate.device, candidate.inode) not in self._seen
+        ]
+        if fresh:
+            self._task = asyncio.get_running_loop().create_task(self._handle_all(fresh))
+
+    async def _handle_all(self, candidates: list[discovery.Candidate]) -> None:
+        for candidate in candidates:
+            await self._handle(candidate)
+
+    async def _handle(self, candidate: discovery.Candidate) -> None:
+        async with self._lock:
+            identity = (candidate.device, candidate.inode)
+            if identity in self._seen:
+                return
+            try:
+                fd = discovery.open_file(candidate)
+            except OSError as error:
+                log.debug("gone", path=candidate.path, error=str(error))
+                return
+            try:
+                key = discovery.attach_key(fd)
+                self._seen.add(identity)
+                if key not in self.files:
+                    self._forget_oldest()
+                    self.files[key] = await self._probe(candidate, fd)
+            finally:
+                os.close(fd)
+
+    async def _probe(self, candidate: discovery.Candidate, fd: int) -> Probed:
+        inspection = await self._inspector.inspect(fd, candidate.path, self._config.capture.relocate)
+        probed = Probed(candidate.path, candidate.device, candidate.inode, inspection, None)
+        if inspection.state != "attach":
+            if inspection.state == "refused":
+                self._counters.add("libraries_refused")
+                log.warning("library refused", path=candidate.path, reason=inspection.reason)
+            return probed
+        if inspection.library not in LIBRARIES:
+            probed.error = f"unknown library {inspection.library}"
+            return probed
+        probes = [probe_of(site) for site in inspection.sites]
+        try:
+            # The fd names the inode even when the path is another mount namespace's, or deleted.
+            probed.attached = self._kernel.attach_library(f"/proc/self/fd/{fd}", inspection.library, probes)
+        except OSError as error:
+            probed.error = f"the kernel refused the probes: {error}"
+            self._counters.add("libraries_refused")
+            log.warning("probe refused", path=candidate.path, error=str(error))
+            return probed
+        self._counters.add("libraries_attached")
+        self._counters.add("probes_openssl", len(probes))
+        log.info(
+            "attached", path=candidate.path, library=inspection.library, version=inspection.version,
+            placement=inspection.sites[0].placement,
+        )  # fmt: skip
+        return probed
+
+    def _forget_oldest(self) -> None:
+        while len(self.files) >= MAX_FILES:
+            for key, probed in self.files.items():
+                if probed.attached is None:
+                    del self.files[key]
+                    break
+            else:
+                return  # all are attached: the host really has that many
+
+    def attached(self) -> int:
+        """Files that are probed."""
+        return sum(1 for probed in self.files.values() if probed.attached)
+
+    def close(self) -> None:
+        """Detaches from all libraries."""
+        for probed in self.files.values():
+            if probed.attached:
+                probed.attached.close()
+
+
+def probe_of(site: Site) -> Probe:
+    """A site as the kernel side wants it.
+
+    A read that returns 0 means the end of the stream, except for SSL_read_ex, which returns 0 for
+    every failure.
+    """
+    eof = site.op == "read" and (site.placement == "internal" or site.flavour == "count")
+    return Probe(site.offset, site.op, site.flavour, site.return_probe, eof)

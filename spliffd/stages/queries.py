@@ -1,0 +1,123 @@
+"""Answers what only the supervisor knows: GetInfo, ListLibraries, SetDebug.
+
+Takes the api's Query (a serialised request), returns an Answer (a serialised response). Requests come
+from clients by way of the api, which has checked who may ask; a request that cannot be read is an error
+in the answer, never an exception.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from google.protobuf.message import DecodeError
+
+from spliffd import __version__, ipc
+from spliffd.config import Config, Scope
+from spliffd.journal import set_debug
+from spliffd.pb import spliff_pb2
+from spliffd.stages.capture import Kernel
+from spliffd.stages.children import Child
+from spliffd.stages.libraries import Libraries, Probed
+
+
+class Queries:
+    """The supervisor's side of the RPCs that it answers."""
+
+    def __init__(
+        self,
+        config: Config,
+        kernel: Kernel,
+        libraries: Libraries,
+        children: Callable[[], list[Child]],
+        health: Callable[[], str],
+    ) -> None:
+        self._config = config
+        self._kernel = kernel
+        self._found = libraries
+        self._children = children
+        self._health = health
+        self._debug = config.debug
+        self.epoch = time.time_ns()
+
+    def answer(self, query: ipc.Query) -> ipc.Answer:
+        """Answers one query."""
+        answers = {"GetInfo": self._info, "ListLibraries": self._libraries, "SetDebug": self._set_debug}
+        find = answers.get(query.name)
+        if find is None:
+            return ipc.Answer(query.number, b"", f"the supervisor does not know {query.name}")
+        try:
+            return ipc.Answer(query.number, find(query.payload))
+        except DecodeError as error:
+            return ipc.Answer(query.number, b"", f"{query.name}: unreadable request: {error}")
+
+    def _info(self, _payload: bytes) -> bytes:
+        features = [
+            spliff_pb2.Feature(name=feature.name, state=feature.state, detail=feature.detail)
+            for feature in self._kernel.features
+        ]
+        return spliff_pb2.GetInfoResponse(
+            version=__version__,
+            kernel=os.uname().release,
+            hostname=socket.gethostname(),
+            start_time_ns=self.epoch,
+            scope=scope_lines(self._config.scope),
+            features=features,
+            health=self._health(),
+            processes={"supervisor": os.getpid()} | {child.name: child.pid for child in self._children()},
+            epoch=self.epoch,
+        ).SerializeToString()
+
+    def _libraries(self, _payload: bytes) -> bytes:
+        files = self._found.files.values()
+        return spliff_pb2.ListLibrariesResponse(
+            libraries=[library(probed) for probed in files]
+        ).SerializeToString()
+
+    def _set_debug(self, payload: bytes) -> bytes:
+        wanted = spliff_pb2.SetDebugRequest.FromString(payload).enabled
+        was, self._debug = self._debug, wanted
+        set_debug(wanted)
+        for child in self._children():
+            child.send(ipc.Debug(wanted))
+        return spliff_pb2.SetDebugResponse(was_enabled=was).SerializeToString()
+
+
+def library(probed: Probed) -> spliff_pb2.Library:
+    """One line of `spliffctl libraries`."""
+    inspection = probed.inspection
+    state: str = inspection.state
+    if state == "attach":
+        state = "attached" if probed.attached else "refused"
+    return spliff_pb2.Library(
+        path=probed.path,
+        library=inspection.library,
+        state=state,
+        reason=probed.error or inspection.reason,
+        sites=[
+            spliff_pb2.Site(
+                symbol=site.symbol, offset=site.offset, placement=site.placement, proof=site.proof
+            )
+            for site in inspection.sites
+        ],
+        build_id=inspection.build_id,
+        device=f"{os.major(probed.device)}:{os.minor(probed.device)}",
+        inode=probed.inode,
+    )
+
+
+def scope_lines(scope: Scope) -> list[str]:
+    """The scope in words, one line a condition."""
+    lines = []
+    for name, values in (
+        ("cgroup", scope.cgroups),
+        ("user", scope.users),
+        ("path", scope.paths),
+        ("not cgroup", scope.exclude_cgroups),
+        ("not user", scope.exclude_users),
+        ("not path", scope.exclude_paths),
+    ):
+        lines += [f"{name} {value}" for value in values]
+    return lines or ["whole host"]

@@ -1,0 +1,313 @@
+"""THE MAP: builds the stages in the order in which data flows, keeps them alive, takes them down.
+
+    scope -> kernel (maps, programs) -> workers -> api -> sockets and processes -> libraries -> READY
+
+Takes a ``Config``; ``run`` returns the exit code. This is the only process that keeps root: it loads
+eBPF, reads /proc, restarts the others and talks to systemd. It never parses captured bytes, never reads
+a ring that holds any, and speaks no gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import grp
+import os
+import pwd
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from spliffd import __version__, config, doctor, ipc, metrics, statistics, systemd
+from spliffd.attribution.processes import Processes
+from spliffd.config import Config
+from spliffd.counters import Area
+from spliffd.errors import AlreadyRunningError, FailedError, HostError, UsageError
+from spliffd.journal import logger, set_debug
+from spliffd.kernel.maps import PROCESS_RING_BYTES
+from spliffd.kernel.records import PROCESS_RECORD
+from spliffd.kernel.ring import Ring
+from spliffd.stages.capture import Kernel, ScopeMaps
+from spliffd.stages.children import Child
+from spliffd.stages.libraries import Libraries
+from spliffd.stages.queries import Queries
+from spliffd.targets.client import Inspector
+
+log = logger("supervisor")
+
+READY_SECONDS = 20.0
+"""How long api and workers may take to come up; they take half a second on an idle host."""
+
+TICK_SECONDS = 10.0
+"""Between signs of life when systemd sets no watchdog: cheap enough to be no load (8,640 a day)."""
+
+STOP_SECONDS = 5.0
+"""What a child gets to drain; systemd's own limit is far longer."""
+
+_SO_SNDBUFFORCE = 32
+
+
+class Supervisor:
+    """One run of the daemon."""
+
+    def __init__(self, settings: Config, config_path: str | None) -> None:
+        self.config = settings
+        self._config_path = config_path
+        self._notify = systemd.Notifier()
+        self._stop = asyncio.Event()
+        self._lock_fd = -1
+        self.started_ns = time.time_ns()
+        self.workers: list[Child] = []
+        self._pings = 0
+
+    # ---- start ------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Starts, serves until told to stop, drains; returns the exit code."""
+        began = time.monotonic()
+        uid, gid, socket_gid = self._accounts()
+        scope = ScopeMaps(self.config.scope)
+        self._lock()
+        listener = self._metrics_socket()
+        self.area = Area.create()
+        self.processes = Processes()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+        self.kernel = Kernel(scope, self.config.capture, uid, gid)
+        self.inspector = Inspector(uid, gid)
+        self.libraries = Libraries(self.config, self.kernel, self.inspector, self.area.supervisor)
+        self._queries = Queries(
+            self.config, self.kernel, self.libraries, lambda: [*self.workers, self.api], self.health
+        )
+        try:
+            self._start_children(uid, gid, socket_gid, listener)
+            await self._children_ready()
+            self.kernel.attach()
+            self._process_ring = Ring(self.kernel.maps.fd["processes"], PROCESS_RING_BYTES)
+            loop.add_reader(self._process_ring.fd, self._processes_started)
+            self.kernel.switch(enabled=self.config.capture.unwatched != "off")
+            await self.libraries.scan()
+            self.area.supervisor.set("ready_after_ms", int((time.monotonic() - began) * 1000))
+            log.info("ready", seconds=round(time.monotonic() - began, 2), libraries=self.libraries.attached())
+            self._notify.ready(self.health())
+            await self._serve()
+        finally:
+            await self._take_down()
+        return 0
+
+    def _accounts(self) -> tuple[int, int, int]:
+        for check in (doctor.root(), doctor.btf(doctor.Host.here().btf)):
+            if check.state is doctor.State.MISSING:
+                raise HostError(f"{check.name}: {check.detail}", check.remedy)
+        access = self.config.access
+        check = doctor.account(access.user, access.group)
+        if check.state is doctor.State.MISSING:
+            raise HostError(f"{check.name}: {check.detail}", check.remedy)
+        entry = pwd.getpwnam(access.user)
+        return entry.pw_uid, entry.pw_gid, grp.getgrnam(access.group).gr_gid
+
+    def _lock(self) -> None:
+        """One daemon a socket: the lock goes with the process, however it ends."""
+        path = self.config.socket
+        folder = os.path.dirname(os.path.abspath(path))
+        try:
+            os.makedirs(folder, mode=0o755, exist_ok=True)
+            self._lock_fd = os.open(
+                path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunningError(
+                f"another spliffd serves {path}", "use it (spliffctl status), or give --socket another path"
+            ) from None
+        except OSError as error:
+            raise FailedError(
+                f"{folder}: {error.strerror}", "give --socket a path that root may make"
+            ) from None
+
+    def _metrics_socket(self) -> socket.socket | None:
+        if self.config.metrics.listen == "off":
+            return None
+        host, port = config.parse_address(self.config.metrics.listen, "metrics.listen")
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listener = socket.create_server((host, port), family=family, backlog=16)
+        except OSError as error:
+            raise FailedError(
+                f"metrics: {self.config.metrics.listen}: {error.strerror}",
+                "free the port, or set metrics.listen (--metrics ADDR:PORT, or off)",
+            ) from None
+        listener.setblocking(False)
+        return listener
+
+    def _start_children(self, uid: int, gid: int, socket_gid: int, listener: socket.socket | None) -> None:
+        maps, capture = self.kernel.maps, self.config.capture
+        ids = ["--uid", str(uid), "--gid", str(gid)]
+        shared = ["--counters-fd", str(self.area.fd), "--kernel-counters-fd", str(maps.fd["counters"])]
+        shared_fds = [self.area.fd, maps.fd["counters"]]
+
+        def worker_command(number: int, control: int) -> list[str]:
+            command = ["spliffd.worker", "--number", str(number), "--control-fd", str(control)]
+            command += ["--ring-fd", str(maps.rings[number]), "--ring-bytes", str(maps.ring_bytes)]
+            command += ["--armed-fd", str(maps.fd["armed"]), "--shards", str(maps.shards)]
+            command += [*shared, *ids]
+            return [*command, "--confirm-watchers"] if capture.unwatched == "off" else command
+
+        def api_command(control: int) -> list[str]:
+            command = ["spliffd.api", "--control-fd", str(control), "--socket", self.config.socket]
+            command += [*shared, *ids, "--socket-gid", str(socket_gid)]
+            command += ["--config-json", msgspec.json.encode(self.config).decode()]
+            return [*command, "--metrics-fd", str(listener.fileno())] if listener else command
+
+        api_fds = [*shared_fds, *([listener.fileno()] if listener else [])]
+        self.api = Child(
+            "api", api_command, lambda: api_fds, self._from_child, self._linked, lambda: self._died("api")
+        )
+        for number in range(capture.workers):
+            fds = [maps.rings[number], maps.fd["armed"], *shared_fds]
+            self.workers.append(
+                Child(
+                    f"worker {number}",
+                    lambda control, number=number: worker_command(number, control),  # type: ignore[misc]
+                    lambda fds=fds: fds,  # type: ignore[misc]
+                    self._from_child,
+                    self._linked,
+                    lambda: self._died("worker"),
+                )
+            )
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.config.socket)  # left by a daemon that was killed; the lock is ours
+        for child in (*self.workers, self.api):
+            child.start()
+
+    async def _children_ready(self) -> None:
+        for child in (*self.workers, self.api):
+            try:
+                await asyncio.wait_for(child.ready.wait(), READY_SECONDS)
+            except TimeoutError:
+                raise FailedError(f"{child.name} did not come up", "look at the log above") from None
+            if child.failure is not None:
+                raise FailedError(child.failure.message, child.failure.remedy)
+
+    def _died(self, kind: str) -> None:
+        self.area.supervisor.add(f"{kind}_restarts")
+        if kind == "api":
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.config.socket)
+
+    def _linked(self, child: Child) -> None:
+        """A child has come up: give it its data links, as soon as both ends are there."""
+        pairs = [(n, w) for n, w in enumerate(self.workers) if w is child or child is self.api]
+        for number, worker in pairs:
+            if not (worker.ready.is_set() and self.api.ready.is_set()):
+                continue
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, ipc.SEND_BUFFER)
+            self.api.send(ipc.Link(number), [ours.fileno()])
+            worker.send(ipc.Link(number), [theirs.fileno()])
+            ours.close()
+            theirs.close()
+
+    # ---- run --------------------------------------------------------------------------------
+
+    def _from_child(self, child: Child, message: ipc.FromChild) -> None:
+        counters = self.area.supervisor
+        if isinstance(message, ipc.WhoIs):
+            counters.add("whois_requests")
+            facts, known = self.processes.facts(message.pid, message.start_ns)
+            if not known:
+                counters.add("whois_too_late")
+            child.send(facts)
+        elif isinstance(message, ipc.Watching):
+            self.kernel.switch(enabled=message.watchers > 0)
+            child.send(ipc.Watched(message.watchers))
+        elif isinstance(message, ipc.Query):
+            child.send(self._queries.answer(message))
+
+    def _processes_started(self) -> None:
+        """Exec events: remember who it is, look for libraries."""
+        ring = self._process_ring
+        while positions := ring.drain(256):
+            for at in positions:
+                pid, _ppid, start_ns, _time = PROCESS_RECORD.unpack_from(ring.data, at)
+                self.area.supervisor.add("execs_seen")
+                self.processes.remember(pid, start_ns)
+                self.libraries.started(pid)
+            ring.release()
+        ring.release()
+
+    async def _serve(self) -> None:
+        interval = systemd.watchdog_interval() or TICK_SECONDS
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), min(interval, TICK_SECONDS))
+            self._pings += 1
+            alive = [child.ping(self._pings) for child in (*self.workers, self.api)]
+            if all(alive):
+                self._notify.watchdog()
+            self._notify.status(self.health())
+
+    def health(self) -> str:
+        """One line for `systemctl status`."""
+        numbers = statistics.Numbers(self.families())
+        exchanges = numbers.sum("spliff_exchanges_total")
+        alone = numbers.sum("spliff_exchanges_total", method="NONE")
+        lost = numbers.sum("spliff_lost_total")
+        share = 100 * (exchanges - alone) / exchanges if exchanges else 100.0
+        degraded = [feature.name for feature in self.kernel.features if feature.state != "ok"]
+        text = (
+            f"{self.libraries.attached()} libraries probed, {exchanges} exchanges, {share:.1f}% with socket"
+        )
+        if lost:
+            text += f", {lost} lost"
+        return text + (f"; degraded: {', '.join(degraded)}" if degraded else "")
+
+    def families(self) -> list[metrics.Family]:
+        """All counters, as metric families."""
+        return metrics.collect(self.area, self.kernel.maps.counters, len(self.workers))
+
+    def _reload(self) -> None:
+        """SIGHUP: the log level is taken over at once; the rest says that it needs a restart."""
+        self._notify.reloading()
+        try:
+            fresh = config.load(None if self._config_path is None else Path(self._config_path))
+        except UsageError as error:
+            log.error("reload refused, the old configuration stays", error=str(error))
+        else:
+            set_debug(fresh.debug)
+            for child in (*self.workers, self.api):
+                child.send(ipc.Debug(fresh.debug))
+            old, new = msgspec.to_builtins(self.config), msgspec.to_builtins(fresh)
+            waiting = [key for key in ("scope", "capture", "access", "metrics") if old[key] != new[key]]
+            if waiting:
+                log.warning("these sections take effect with a restart", sections=", ".join(waiting))
+            log.info("reloaded")
+        self._notify.ready(self.health())
+
+    # ---- stop -------------------------------------------------------------------------------
+
+    async def _take_down(self) -> None:
+        self._notify.stopping()
+        self.libraries.close()
+        self.kernel.close()
+        for child in self.workers:  # workers first: what they flush must still find the api
+            await child.stop(STOP_SECONDS)
+        if hasattr(self, "api"):
+            await self.api.stop(STOP_SECONDS)
+        await self.inspector.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.config.socket)
+        covered = time.time_ns() - self.started_ns
+        print(statistics.text(self.families(), covered), file=sys.stderr, end="", flush=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.config.socket + ".lock")
+        log.info("stopped", version=__version__)

@@ -1,0 +1,62 @@
+"""Entry of a worker process: ``python -m spliffd.worker``, started by the supervisor as root.
+
+Everything is imported and mapped first, then root is given up for good, and only then is the first
+record read. The fds on the command line are the only things it has to do with the host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import signal
+import socket
+
+import setproctitle
+
+from spliffd import ipc, privileges
+from spliffd.counters import Area
+from spliffd.kernel.maps import open_armed, open_counters
+from spliffd.kernel.ring import Ring
+from spliffd.worker.loop import Loop
+
+
+def main() -> int:
+    """Runs the worker; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="spliffd: worker")
+    for name in (
+        "number",
+        "ring-fd",
+        "ring-bytes",
+        "armed-fd",
+        "shards",
+        "control-fd",
+        "counters-fd",
+        "kernel-counters-fd",
+        "uid",
+        "gid",
+    ):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--confirm-watchers", action="store_true")
+    args = parser.parse_args()
+
+    setproctitle.setproctitle(f"spliffd: worker {args.number}")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ring = Ring(args.ring_fd, args.ring_bytes)
+    armed = open_armed(args.armed_fd, args.shards)
+    kernel = open_counters(args.kernel_counters_fd)
+    counters = Area(args.counters_fd).workers[args.number]
+    control = socket.socket(fileno=args.control_fd)
+    control.setblocking(False)
+    privileges.drop(args.uid, args.gid)
+
+    loop = Loop(args.number, ring, armed, control, counters, kernel, confirm_watchers=args.confirm_watchers)
+    control.send(ipc.encode(ipc.Ready()))
+    gc.collect()
+    gc.freeze()  # what was imported never becomes garbage: keep it out of every later collection
+    loop.run()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

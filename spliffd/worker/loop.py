@@ -1,0 +1,265 @@
+"""The adaptive polling loop: ring -> engine -> output, busy under load, asleep when idle.
+
+Budget 64 records an iteration. A full iteration is followed by the next without a system call (a *busy
+poll*); else the output goes out and the worker rests ``REST_SECONDS``, and after three empty passes it
+arms the wake-up flag and blocks until a record, a message, or nothing comes (a *sleep cycle*). Between
+those the eBPF programs ask for no wake-ups at all, which is what a traced program pays most for.
+
+The order "set armed, then poll()" is what loses no wake-up: the program reserves its record before it
+reads the flag, and poll() looks at the ring after the flag is set.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections import OrderedDict
+
+from spliffd import ipc
+from spliffd.correlation.engine import Engine
+from spliffd.correlation.facts import ConnectionFacts
+from spliffd.counters import Region
+from spliffd.kernel.ring import Ring
+from spliffd.worker.output import Output
+from spliffd.worker.receiver import FrameMaker
+
+BUDGET = 64
+"""Records an iteration, as in the kernel's NAPI: messages and timers wait for one batch at most."""
+
+REST_SECONDS = 0.002
+"""Pause between passes while traffic is light: a quarter of the latency target, 500 passes a second."""
+
+EMPTY_PASSES = 3
+"""Rests without a record before the worker sleeps; a keep-alive client answers within one."""
+
+BUSY_CHECK = 32
+"""Full iterations between looks at the links: 2,048 records, about 10 ms."""
+
+DRAIN_SECONDS = 2.0
+"""At shutdown: how long what is still in the ring is worked off."""
+
+KNOWN_PROCESSES = 4096
+"""Processes whose facts are kept: far more than ones that speak TLS at a time; 1 KiB each."""
+
+_CONTROL_BYTES = 1 << 20
+
+
+class Loop:
+    """One worker's main loop. ``links`` come from the supervisor over ``control``."""
+
+    def __init__(
+        self,
+        number: int,
+        ring: Ring,
+        armed: memoryview,
+        control: socket.socket,
+        counters: Region,
+        kernel: Region,
+        *,
+        confirm_watchers: bool,
+    ) -> None:
+        self._number = number
+        self._ring = ring
+        self._armed = armed
+        self._control = control
+        self._counters = counters
+        self._kernel = kernel
+        self._confirm = confirm_watchers
+        self._output = Output(counters)
+        self._maker = FrameMaker(self._output, counters, number, self._who)
+        self._engine = Engine(self._maker, counters, time.monotonic_ns())
+        self._processes: OrderedDict[tuple[int, int], ipc.ProcessFacts | None] = OrderedDict()
+        self._running = True
+        self._idle_poll = select.poll()
+        self._rest_poll = select.poll()
+        self._idle_poll.register(ring.fd, select.POLLIN)
+        for poller in (self._idle_poll, self._rest_poll):
+            poller.register(control, select.POLLIN)
+        self._kernel_lost = self._lost_in_kernel()
+        self._last_loss_check = time.time_ns()
+
+    def run(self) -> None:
+        """Until the supervisor says stop, or is gone."""
+        counters = self._counters
+        words = counters.words
+        n_busy, n_sleep = counters.index("busy_polls"), counters.index("sleep_cycles")
+        n_records, n_passes = counters.index("records"), counters.index("iterations")
+        ring, engine, output = self._ring, self._engine, self._output
+        empty = full = 0
+        self._clock()
+        while self._running:
+            positions = ring.drain(BUDGET)
+            words[n_passes] += 1
+            if positions:
+                words[n_records] += len(positions)
+                engine.handle(ring.data, positions)
+                ring.release()
+                if len(positions) == BUDGET:
+                    words[n_busy] += 1
+                    full += 1
+                    if full % BUSY_CHECK == 0:
+                        self._links(self._rest_poll.poll(0))
+                        self._clock()
+                        self._tell_losses()
+                    empty = 0
+                    continue
+                empty = 0
+            else:
+                ring.release()  # records that were discarded count as consumed
+                empty += 1
+            self._tell_losses()
+            if output.pending():
+                output.flush()
+            if empty < EMPTY_PASSES:
+                self._links(self._rest_poll.poll(REST_SECONDS * 1000))
+            else:
+                words[n_sleep] += 1
+                self._armed[self._number] = 1
+                self._links(self._idle_poll.poll())
+                self._armed[self._number] = 0
+                empty = 0
+            self._clock()
+        self._drain()
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while time.monotonic() < deadline and (positions := self._ring.drain(BUDGET)):
+            self._engine.handle(self._ring.data, positions)
+            self._ring.release()
+        self._engine.close_all(time.monotonic_ns())
+        self._tell_losses()
+        self._output.flush()
+
+    def _clock(self) -> None:
+        """Wall time may be set while the daemon runs: offsets are taken anew with every wake-up."""
+        now = time.time_ns()
+        self._maker.wall_offset_ns = now - time.monotonic_ns()
+        self._maker.boot_offset_ns = now - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def _lost_in_kernel(self) -> tuple[int, int, int]:
+        kernel = self._kernel
+        return (
+            kernel.get("ring_full_data_records") + kernel.get("ring_full_control"),
+            kernel.get("ring_full_data_bytes"),
+            kernel.get("fault_records"),
+        )
+
+    def _tell_losses(self) -> None:
+        """Records that found the ring full are told in-band; worker 0 speaks for all shards."""
+        if self._number:
+            return
+        lost = self._lost_in_kernel()
+        now = time.time_ns()
+        if lost != self._kernel_lost:
+            before, self._kernel_lost = self._kernel_lost, lost
+            if lost[0] != before[0]:
+                self._output.lose(
+                    "kernel",
+                    "ring_full",
+                    lost[0] - before[0],
+                    lost[1] - before[1],
+                    self._last_loss_check,
+                    now,
+                )
+            if lost[2] != before[2]:
+                self._output.lose("kernel", "fault", lost[2] - before[2], 0, self._last_loss_check, now)
+        self._last_loss_check = now
+
+    def _links(self, ready: list[tuple[int, int]]) -> None:
+        for fd, _ in ready:
+            if fd == self._control.fileno():
+                self._from_supervisor()
+            elif self._output.link is not None and fd == self._output.link.fileno():
+                self._from_api()
+
+    def _from_supervisor(self) -> None:
+        while self._running:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._control, _CONTROL_BYTES, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:  # the supervisor is gone, and with it every probe
+                self._running = False
+                return
+            message = ipc.decode_to_child(data)
+            match message:
+                case ipc.Ping(number):
+                    self._control.send(ipc.encode(ipc.Pong(number)))
+                case ipc.Stop():
+                    self._running = False
+                case ipc.Link():
+                    self._new_link(socket.socket(fileno=fds[0]))
+                case ipc.ProcessFacts():
+                    self._learn(message)
+                case ipc.Watched():
+                    self._output.acknowledge()
+                case _:
+                    pass
+
+    def _new_link(self, link: socket.socket) -> None:
+        old = self._output.link
+        if old is not None:
+            for poller in (self._idle_poll, self._rest_poll):
+                poller.unregister(old)
+            self._output.close()
+            self._counters.add("link_restarts")
+        link.setblocking(False)
+        self._output.link = link
+        for poller in (self._idle_poll, self._rest_poll):
+            poller.register(link, select.POLLIN)
+
+    def _from_api(self) -> None:
+        link = self._output.link
+        while link is not None:
+            try:
+                data = link.recv(_CONTROL_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                for poller in (self._idle_poll, self._rest_poll):
+                    poller.unregister(link)
+                self._output.close()
+                self._demand(ipc.Demand(0, bodies=False, body_limit=0, handshakes=False, messages=False))
+                return
+            self._demand(ipc.decode_demand(data))
+            if self._confirm:
+                self._control.send(ipc.encode(ipc.Watching(self._maker.demand.watchers)))
+            else:
+                self._output.acknowledge()
+
+    def _demand(self, demand: ipc.Demand) -> None:
+        self._maker.demand = demand
+        self._engine.wants_chunks = bool(demand.watchers and demand.messages)
+        self._engine.watch_bodies()
+
+    def _who(self, pid: int, start_ns: int, facts: ConnectionFacts) -> None:
+        """Fills in what is known of a process; asks the supervisor once for each."""
+        key = (pid, start_ns)
+        if key in self._processes:
+            known = self._processes[key]
+            if known is not None:
+                _fill(facts, known)
+            return
+        while len(self._processes) >= KNOWN_PROCESSES:
+            self._processes.popitem(last=False)
+        self._processes[key] = None
+        try:
+            self._control.send(ipc.encode(ipc.WhoIs(pid, start_ns)))
+        except BlockingIOError:
+            del self._processes[key]  # the supervisor is busy: the next connection asks again
+
+    def _learn(self, known: ipc.ProcessFacts) -> None:
+        self._processes[known.pid, known.start_ns] = known
+        for facts in self._engine.facts_of(known.pid, known.start_ns):
+            _fill(facts, known)
+
+
+def _fill(facts: ConnectionFacts, known: ipc.ProcessFacts) -> None:
+    facts.exe, facts.cmdline, facts.user = known.exe, known.cmdline, known.user
+    facts.cgroup, facts.unit, facts.container_id = known.cgroup, known.unit, known.container
+    facts.prefix = None

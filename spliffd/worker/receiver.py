@@ -1,0 +1,157 @@
+"""What the engine finds becomes frames: serialised once, with the few facts that filters need beside.
+
+Takes finished exchanges, handshakes and chunks; puts frames into the output. While nobody watches,
+nothing is serialised. Bodies go through ``bodies``: inline when small, in parts when large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from spliffd import ipc
+from spliffd.correlation.connection import Connection, OnBody
+from spliffd.correlation.facts import ConnectionFacts
+from spliffd.counters import Region
+from spliffd.pb import spliff_pb2
+from spliffd.protocols.messages import HttpExchange, HttpRequest
+from spliffd.worker.bodies import MAX_HELD, PART_BYTES, Bodies, Half
+from spliffd.worker.encode import connection_prefix, exchange_bytes, summary
+from spliffd.worker.output import Output
+
+AskWho = Callable[[int, int, ConnectionFacts], None]
+
+
+class FrameMaker:
+    """The engine's Receiver. ``demand`` is what all watchers together want."""
+
+    def __init__(self, output: Output, counters: Region, worker: int, ask: AskWho) -> None:
+        self._output = output
+        self._counters = counters
+        self._ask = ask
+        self._next_part_key = (worker + 1) << 48
+        self._held = 0
+        self.demand = ipc.Demand(0, bodies=False, body_limit=0, handshakes=False, messages=False)
+        self.wall_offset_ns = 0
+        """Added to ktime (CLOCK_MONOTONIC) it gives time since the epoch."""
+        self.boot_offset_ns = 0
+        """The same for times since boot (CLOCK_BOOTTIME)."""
+
+    def process(self, pid: int, start_ns: int, facts: ConnectionFacts) -> None:
+        """A new connection: times become absolute, and /proc is asked (by the supervisor)."""
+        facts.process_start_ns = start_ns + self.boot_offset_ns
+        self._ask(pid, start_ns, facts)
+
+    def exchange(self, connection: Connection, exchange: HttpExchange) -> None:
+        """Serialises and hands on."""
+        bodies: Bodies | None = exchange.user
+        if bodies is not None:
+            exchange.user = None
+            self._held -= bodies.request.size + bodies.response.size
+        if not self.demand.watchers:
+            return
+        facts = connection.facts
+        public, secret = exchange_bytes(
+            facts, exchange, connection.protocol, "NONE", 0, 0, self.wall_offset_ns
+        )
+        frame = ipc.Frame(
+            ipc.EXCHANGE, exchange.part_key, summary(facts, exchange, connection.protocol), public, secret
+        )
+        if bodies is not None:
+            if bodies.request.pieces:
+                frame.request_offset, frame.request_body = bodies.request.take()
+            if bodies.response.pieces:
+                frame.response_offset, frame.response_body = bodies.response.take()
+        self._output.put(frame)
+
+    def on_body(self, connection: Connection) -> OnBody | None:
+        """A hook for the connection's parser while somebody wants bodies."""
+        if not (self.demand.watchers and self.demand.bodies):
+            return None
+
+        def keep(exchange: HttpExchange, is_response: bool, data: bytes) -> None:
+            self._keep(connection, exchange, is_response, data)
+
+        return keep
+
+    def _keep(self, connection: Connection, exchange: HttpExchange, is_response: bool, data: bytes) -> None:
+        message = exchange.response if is_response else exchange.request
+        if message is None:
+            return
+        offset = message.body_size
+        limit = self.demand.body_limit
+        if limit and offset >= limit:
+            return
+        bodies: Bodies | None = exchange.user
+        if bodies is None:
+            bodies = exchange.user = Bodies()
+        half = bodies.response if is_response else bodies.request
+        if not half.joins(offset):
+            self._part(connection, exchange, half, is_response=is_response)
+        half.add(offset, data)
+        self._held += len(data)
+        if half.size >= PART_BYTES or self._held > MAX_HELD:
+            self._part(connection, exchange, half, is_response=is_response)
+
+    def _part(self, connection: Connection, exchange: HttpExchange, half: Half, *, is_response: bool) -> None:
+        """Sends what is held of one half ahead of its exchange."""
+        if not exchange.part_key:
+            exchange.part_key = self._next_part_key
+            self._next_part_key += 1
+        self._held -= half.size
+        offset, data = half.take()
+        frame = ipc.Frame(
+            ipc.BODY_PART, exchange.part_key, summary(connection.facts, exchange, connection.protocol), b""
+        )
+        if is_response:
+            frame.response_offset, frame.response_body = offset, data
+        else:
+            frame.request_offset, frame.request_body = offset, data
+            if frame.summary is not None:
+                frame.summary.status = 0
+        self._output.put(frame)
+
+    def handshake(self, connection: Connection, start: int, end: int, success: bool) -> None:
+        """Handshakes are rare next to exchanges: built by the protobuf library."""
+        if not (self.demand.watchers and self.demand.handshakes):
+            return
+        facts = connection.facts
+        common = spliff_pb2.Exchange.FromString(connection_prefix(facts))
+        message = spliff_pb2.Handshake(
+            time_ns=end + self.wall_offset_ns,
+            duration_ns=max(0, end - start) if start else 0,
+            process=common.process,
+            connection=common.connection,
+            correlation=common.correlation,
+            tls=common.tls,
+            success=success,
+            reason="" if success else "ended before the handshake was complete",
+        )
+        self._output.put(ipc.Frame(ipc.HANDSHAKE, 0, self._summary(facts, ""), message.SerializeToString()))
+
+    def chunk(
+        self, connection: Connection, direction: int, offset: int, data: bytes, size: int, now: int
+    ) -> None:
+        """Bytes of a protocol that is not taken apart."""
+        if not (self.demand.watchers and self.demand.messages):
+            return
+        facts = connection.facts
+        common = spliff_pb2.Exchange.FromString(connection_prefix(facts))
+        limit = self.demand.body_limit or len(data)
+        message = spliff_pb2.Chunk(
+            time_ns=now + self.wall_offset_ns,
+            process=common.process,
+            connection=common.connection,
+            correlation=common.correlation,
+            tls=common.tls,
+            direction="received" if direction else "sent",
+            offset=offset,
+            data=data[:limit] if self.demand.bodies else b"",
+            size=size,
+            protocol="unknown",
+        )
+        self._output.put(ipc.Frame(ipc.CHUNK, 0, self._summary(facts, "raw"), message.SerializeToString()))
+
+    def _summary(self, facts: ConnectionFacts, protocol: str) -> ipc.Summary:
+        empty = HttpExchange()
+        empty.request = HttpRequest()
+        return summary(facts, empty, protocol)

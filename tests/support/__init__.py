@@ -1,0 +1,1 @@
+"""What kernel and system tests, the demo and the bench share: a lab of their own, real servers, the daemon."""

@@ -1,0 +1,166 @@
+"""The real daemon, scoped to a lab, and clients of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+
+from spliffd.pb import spliff_pb2, spliff_pb2_grpc
+from tests.support.lab import REPOSITORY, Lab, stop, wait_for
+
+PYTHON = sys.executable
+
+
+class Daemon:
+    """spliffd in a lab. ``options`` go on its command line; the scope is always the lab's."""
+
+    def __init__(
+        self, lab: Lab, *options: str, config: str = "", wait: bool = True, env: dict[str, str] | None = None
+    ) -> None:
+        self.lab = lab
+        run = lab.folder / "run"
+        run.mkdir(exist_ok=True)
+        self.socket = run / "spliffd.sock"
+        self.log = lab.folder / "spliffd.log"
+        arguments = [PYTHON, "-m", "spliffd", "--socket", str(self.socket), *lab.scope]
+        if "--metrics" not in options:
+            arguments += ["--metrics", "off"]
+        if config:
+            file = lab.folder / "spliffd.toml"
+            file.write_text(config)
+            arguments += ["--config", str(file)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*arguments, *options], stdout=log, stderr=log, cwd=REPOSITORY, env={**os.environ, **(env or {})}
+            )
+        lab.processes.append(self.process)
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self, seconds: float = 30.0) -> None:
+        """Until it has said that it is ready; fails with its log when it ends instead."""
+
+        def ready() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"spliffd ended with {self.process.returncode}:\n{self.text()}")
+            return " ready" in self.text()
+
+        wait_for(ready, seconds, f"spliffd ready; log:\n{self.text()}")
+
+    def text(self) -> str:
+        """Its log so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def stop(self) -> str:
+        """Ends it politely; returns its log, which closes with the statistics block."""
+        code = stop(self.process, 20)
+        assert code == 0, f"spliffd ended with {code}:\n{self.text()}"
+        return self.text()
+
+    def stub(self) -> spliff_pb2_grpc.SpliffStub:
+        """A gRPC stub on its socket."""
+        channel = grpc.insecure_channel(
+            f"unix:{self.socket}", options=[("grpc.max_receive_message_length", -1)]
+        )
+        return spliff_pb2_grpc.SpliffStub(channel)
+
+    def stats(self) -> dict[str, float]:
+        """All numbers of the statistics block."""
+        return dict(self.stub().GetStats(spliff_pb2.GetStatsRequest()).values)
+
+    def pids(self) -> dict[str, int]:
+        """Process ids by name."""
+        return dict(self.stub().GetInfo(spliff_pb2.GetInfoRequest()).processes)
+
+    def watch(self, **request) -> Watch:
+        """Starts watching; returns when the stream is set up."""
+        return Watch(self, spliff_pb2.WatchRequest(**request))
+
+    def client(self, *arguments: str, **options) -> subprocess.Popen[bytes]:
+        """Starts spliffctl."""
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.PIPE)
+        process = subprocess.Popen(
+            [PYTHON, "-m", "spliffctl", "--socket", str(self.socket), *arguments], cwd=REPOSITORY, **options
+        )
+        self.lab.processes.append(process)
+        return process
+
+
+class Watch:
+    """A watcher in a thread: collects items until told to stop."""
+
+    def __init__(self, daemon: Daemon, request: spliff_pb2.WatchRequest) -> None:
+        self.items: list[spliff_pb2.Item] = []
+        self.exchanges: list[spliff_pb2.Exchange] = []
+        self.losses: list[spliff_pb2.Loss] = []
+        self.parts: dict[int, dict[bool, list[spliff_pb2.BodyPart]]] = {}
+        self.started = threading.Event()
+        self.last = time.monotonic()
+        self._call = daemon.stub().Watch(request)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        assert self.started.wait(10), f"no Started within 10 s:\n{daemon.text()}"
+
+    def _read(self) -> None:
+        try:
+            for response in self._call:
+                for item in response.items:
+                    self._take(item)
+        except grpc.RpcError:
+            return
+
+    def _take(self, item: spliff_pb2.Item) -> None:
+        self.last = time.monotonic()
+        kind = item.WhichOneof("kind")
+        if kind == "started":
+            self.started.set()
+        elif kind == "exchange":
+            self.exchanges.append(item.exchange)
+        elif kind == "loss":
+            self.losses.append(item.loss)
+        elif kind == "body_part":
+            part = item.body_part
+            self.parts.setdefault(part.part_key, {}).setdefault(part.response, []).append(part)
+        else:
+            self.items.append(item)
+
+    def settle(self, quiet: float = 1.0, seconds: float = 60.0) -> None:
+        """Until nothing has come for ``quiet`` seconds."""
+        wait_for(lambda: time.monotonic() - self.last > quiet, seconds, "quiet")
+
+    def wait_for(self, count: int, seconds: float = 30.0) -> None:
+        """Until ``count`` exchanges are there."""
+        wait_for(lambda: len(self.exchanges) >= count, seconds, f"{count} exchanges (have {len(self.exchanges)})")
+
+    def body(self, exchange: spliff_pb2.Exchange, *, response: bool) -> bytes:
+        """A whole body: parts first, then what the exchange carries; holes raise."""
+        message = exchange.response if response else exchange.request
+        pieces = list(self.parts.get(exchange.part_key, {}).get(response, []))
+        data = b""
+        for piece in pieces:
+            assert piece.offset == len(data), f"hole in the body at {len(data)}: next part at {piece.offset}"
+            data += piece.data
+        if message.body:
+            assert message.body_offset == len(data), f"hole in the body at {len(data)}"
+            data += message.body
+        return data
+
+    def stop(self) -> None:
+        """Ends the stream."""
+        self._call.cancel()
+        self._thread.join(5)
+
+
+def json_lines(path: Path) -> Iterator[dict]:
+    """What `spliffctl -o json` wrote."""
+    for line in path.read_text().splitlines():
+        yield json.loads(line)

@@ -1,0 +1,100 @@
+"""Real TLS servers in the lab: nginx, as its users run it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from pathlib import Path
+
+from tests.support.lab import Lab, wait_for
+
+NGINX = """\
+daemon off;
+master_process {master};
+worker_processes {workers};
+user root;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx-error.log;
+events {{ worker_connections 4096; }}
+http {{
+  access_log {access_log};
+  log_format spliff '$request_method $request_uri $status $body_bytes_sent $pid';
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  keepalive_requests 100000000;
+  client_max_body_size 1g;
+  {tls}
+  server {{
+    listen {address}:{port} ssl;
+    listen [::]:{port} ssl ipv6only=on;
+    ssl_certificate {certificate};
+    ssl_certificate_key {key};
+    root {root};
+    location = /hello {{ return 200 "hello world\\n"; }}
+    location = /missing {{ return 404 "no\\n"; }}
+    location = /moved {{ return 302 https://localhost:{port}/hello; }}
+    location = /empty {{ return 204; }}
+    location / {{ try_files $uri =200; }}
+  }}
+}}
+"""
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Nginx:
+    """nginx with the lab's certificate; ``root`` holds what it serves, ``/hello`` and others are fixed."""
+
+    def __init__(
+        self, lab: Lab, *, address: str = "127.0.0.1", workers: int = 0, log: bool = False, tls: str = ""
+    ) -> None:
+        self.port = free_port()
+        self.address = address
+        self.root = lab.folder / f"www-{self.port}"
+        self.root.mkdir()
+        folder = lab.folder / f"nginx-{self.port}"
+        folder.mkdir()
+        self.access_log = folder / "access.log"
+        text = NGINX.format(
+            master="on" if workers else "off",
+            workers=workers or 1,
+            folder=folder,
+            address=address,
+            port=self.port,
+            certificate=lab.certificate,
+            key=lab.key,
+            root=self.root,
+            tls=tls,
+            access_log=f"{self.access_log} spliff" if log else "off",
+        )
+        configuration = folder / "nginx.conf"
+        configuration.write_text(text)
+        self.process = lab.start(
+            "nginx", "-c", configuration, "-p", folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        wait_for(self._answers, 10, "nginx")
+
+    @property
+    def pid(self) -> int:
+        """Process id (without workers there is only one process)."""
+        return self.process.pid
+
+    def url(self, path: str = "/hello") -> str:
+        """A URL of this server."""
+        return f"https://{self.address}:{self.port}{path}"
+
+    def file(self, name: str, content: bytes) -> Path:
+        """Puts a file where it is served."""
+        path = self.root / name
+        path.write_bytes(content)
+        return path
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            return probe.connect_ex((self.address, self.port)) == 0
