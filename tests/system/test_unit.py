@@ -1,0 +1,168 @@
+"""spliffd.service's restrictions, imitated by packaging/systemd/sandbox.py, around what the daemon does.
+
+Attached is only to a cgroup of this test's own; uprobes go to a copy of a library that nobody has loaded.
+"""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SANDBOX = ROOT / "packaging/systemd/sandbox.py"
+
+PREPARE = """
+import os, pwd, sys
+from spliffd.kernel import bpf, links
+from spliffd.kernel.compile import compile_programs
+from spliffd.kernel.loader import Programs
+from spliffd.kernel.maps import Maps
+account = pwd.getpwnam("spliff")
+"""
+
+
+def sandboxed(*command):
+    return subprocess.run(
+        [SANDBOX, *command], capture_output=True, text=True, check=False, cwd=ROOT, timeout=120
+    )
+
+
+def python(code, *arguments):
+    done = sandboxed(sys.executable, "-c", PREPARE + code, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def cgroup():
+    """A cgroup v2 of our own, below wherever this host has it."""
+    from spliffd.doctor import cgroup2_mount
+
+    top = cgroup2_mount(Path("/proc/self/mountinfo").read_text())
+    assert top, "no cgroup v2 on this host"
+    path = Path(top) / f"spliff-test-{uuid.uuid4().hex[:8]}"
+    path.mkdir()
+    yield path
+    path.rmdir()
+
+
+@pytest.fixture
+def library():
+    """A private copy of libssl; not below /tmp, which the unit's PrivateTmp= hides."""
+    folder = ROOT / f"build/test-{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    source = next(Path("/usr/lib").glob("*/libssl.so.3"))
+    yield str(shutil.copy(source, folder))
+    shutil.rmtree(folder)
+
+
+def test_the_imitation_restricts():
+    status = sandboxed("cat", "/proc/self/status").stdout
+    # Bits of capability(7): BPF, PERFMON, SYS_NICE, SYS_ADMIN, SYS_PTRACE, NET_ADMIN, SETUID, SETGID, KILL,
+    # DAC_READ_SEARCH, CHOWN.
+    wanted = sum(1 << bit for bit in (39, 38, 23, 21, 19, 12, 7, 6, 5, 2, 0))
+    assert f"CapEff:\t{wanted:016x}\n" in status
+    assert "NoNewPrivs:\t1\n" in status
+    assert "Seccomp:\t2\n" in status
+
+
+@pytest.mark.parametrize(
+    ("attempt", "error"),
+    [
+        ("open('/etc/x', 'w')", errno.EROFS),
+        ("os.mkdir('/sys/fs/cgroup/x')", errno.EROFS),
+        ("socket.socket(socket.AF_PACKET, socket.SOCK_RAW)", errno.EPERM),
+        ("mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC)", errno.EPERM),
+        ("call(165, b'none', b'/mnt', b'tmpfs', 0, 0)", errno.EPERM),
+        ("call(101, 16, 1, 0, 0)", errno.EPERM),
+    ],
+    ids=["write", "cgroup", "packet socket", "write and execute", "mount", "ptrace"],
+)
+def test_what_the_daemon_does_not_need_is_refused(attempt, error):
+    code = f"""
+import ctypes, mmap, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def call(*arguments):
+    if libc.syscall(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+try:
+    {attempt}
+except OSError as error:
+    print(error.errno)
+"""
+    done = sandboxed(sys.executable, "-c", code)
+    assert done.stdout.strip() == str(error), done.stderr
+
+
+def test_the_doctor_finds_nothing_missing():
+    done = sandboxed(sys.executable, "-c", "from spliffd import doctor; raise SystemExit(doctor.main())")
+    assert done.returncode == 0, done.stdout
+
+
+def test_programs_are_compiled_loaded_and_attached(cgroup, library):
+    out = python(
+        """
+from elftools.elf.elffile import ELFFile
+with open(sys.argv[2], "rb") as file:
+    symbol = ELFFile(file).get_section_by_name(".dynsym").get_symbol_by_name("SSL_write")[0]
+maps = Maps(1, 1 << 20)
+programs = Programs(compile_programs(account.pw_uid, account.pw_gid), maps)
+group = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
+maps.set_scope(0, group)
+print("sock_ops", len(links.attach_sock_ops(programs, [group]).fds))
+probe = links.Probe(symbol["st_value"], "write", "none", returns=False)
+print("uprobe", len(links.attach_library(programs, sys.argv[2], "openssl", [probe]).fds) > 0)
+programs.load_perf_flavour()
+print("perf uprobe", len(links.attach_library(programs, sys.argv[2], "openssl", [probe]).fds) > 0)
+""",
+        str(cgroup),
+        library,
+    )
+    assert out.splitlines() == ["sock_ops 1", "uprobe True", "perf uprobe True"]
+
+
+def test_a_child_is_demoted_hurried_and_stopped():
+    out = python("""
+import signal, time
+pid = os.fork()
+if pid == 0:
+    os.setgroups([]); os.setgid(account.pw_gid); os.setuid(account.pw_uid)
+    time.sleep(60)
+while os.stat(f"/proc/{pid}").st_uid != account.pw_uid:
+    time.sleep(0.01)
+os.setpriority(os.PRIO_PROCESS, pid, -5)
+os.kill(pid, signal.SIGTERM)
+print(os.waitpid(pid, 0)[1])
+os.makedirs("/run/spliff", exist_ok=True)
+open("/run/spliff/test.socket", "w").close()
+os.chown("/run/spliff/test.socket", 0, account.pw_gid)
+os.unlink("/run/spliff/test.socket")
+""")
+    assert out.strip() == str(int(signal.SIGTERM))
+
+
+def test_a_process_of_another_user_is_seen_through_proc():
+    with subprocess.Popen(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sleep", "60"]
+    ) as other:
+        try:
+            while os.stat(f"/proc/{other.pid}").st_uid != 65534 or "sleep" not in os.readlink(
+                f"/proc/{other.pid}/exe"
+            ):
+                pass
+            out = python(
+                """
+proc = f"/proc/{sys.argv[1]}"
+print(os.readlink(proc + "/exe"), "libc" in open(proc + "/maps").read(), os.path.exists(proc + "/root/usr/bin"))
+""",
+                str(other.pid),
+            )
+            assert out.split() == ["/usr/bin/sleep", "True", "True"]
+        finally:
+            other.kill()
