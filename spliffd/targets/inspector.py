@@ -144,7 +144,12 @@ def main() -> None:
     """Entry point: FD UID GID."""
     fd, uid, gid = (int(argument) for argument in sys.argv[1:4])
     with socket.socket(fileno=fd) as link:
-        drop_privileges(uid, gid)
+        try:
+            drop_privileges(uid, gid)
+        except OSError as error:
+            # Said before the socket closes: the supervisor kills whoever closes it without a word.
+            print(f"spliffd inspector: {error}", file=sys.stderr, flush=True)
+            sys.exit(1)
         try:
             serve(link)
         except (BrokenPipeError, ConnectionResetError):
