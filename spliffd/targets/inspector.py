@@ -132,12 +132,13 @@ def serve(link: socket.socket) -> None:
         except TimeoutError:
             return
         try:
-            if not data:
-                return
-            link.send(_answer(data, fds, link))
+            answer = _answer(data, fds, link) if data else b""
         finally:
             for fd in fds:
                 os.close(fd)
+        if not data:
+            return
+        link.send(answer)
 
 
 def main() -> None:
