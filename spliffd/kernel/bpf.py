@@ -24,8 +24,8 @@ F_MMAPABLE = 1 << 10
 PROG_KPROBE, PROG_SOCK_OPS, PROG_RAW_TRACEPOINT, PROG_TRACING = 2, 13, 17, 26
 ATTACH_NONE, ATTACH_SOCK_OPS, ATTACH_RAW_TP, ATTACH_PERF_EVENT, ATTACH_UPROBE_MULTI = 0, 3, 23, 41, 48
 
-_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _PROG_LOAD = 0, 1, 2, 3, 5
-_PROG_GET_NEXT_ID, _OBJ_GET_INFO, _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 11, 15, 17, 28
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD = 0, 1, 2, 3, 4, 5
+_RAW_TRACEPOINT_OPEN, _LINK_CREATE = 17, 28
 
 _UPROBE_MULTI_RETURN = 1
 
@@ -88,6 +88,27 @@ def map_delete(fd: int, key: bytes) -> None:
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise
+
+
+def map_count(fd: int, key_size: int) -> int:
+    """How many entries a hash map has, by walking its keys; changes under way make it approximate."""
+    key = ctypes.create_string_buffer(key_size)
+    following = ctypes.create_string_buffer(key_size)
+    count = 0
+    first = True
+    while True:
+        attr = bytearray(ATTR_BYTES)
+        where = 0 if first else ctypes.addressof(key)
+        struct.pack_into("=I4xQQ", attr, 0, fd, where, ctypes.addressof(following))
+        try:
+            _call(_MAP_NEXT_KEY, attr)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return count
+            raise
+        count += 1
+        first = False
+        key.raw = following.raw
 
 
 class VerifierError(OSError):

@@ -100,6 +100,9 @@ class Lab:
         """Ends what was started and removes what was made."""
         for process in reversed(self.processes):
             stop(process)
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             pids = self._pids()

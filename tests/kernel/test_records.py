@@ -1,0 +1,117 @@
+"""The records of bpf/events.h as C lays them out, against the offsets that Python decodes by."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from spliffd import counters
+from spliffd.kernel import maps, records
+from spliffd.kernel.compile import source_folder
+
+OFFSETS = {
+    ("record", "kind"): 0,
+    ("record", "direction"): 1,
+    ("record", "flags"): 2,
+    ("record", "captured"): 4,
+    ("record", "time"): 8,
+    ("record", "offset"): 16,
+    ("record", "size"): 24,
+    ("record", "call_start"): 32,
+    ("record", "conn"): records.CONN_AT,
+    ("conn", "tgid"): 0,
+    ("conn", "exec_id"): 4,
+    ("conn", "start_ns"): 8,
+    ("conn", "ssl"): 16,
+    ("conn", "generation"): 24,
+    ("conn", "socket_cookie"): records.KEY_BYTES,
+    ("conn", "local"): 48,
+    ("conn", "remote"): 64,
+    ("conn", "local_port"): 80,
+    ("conn", "family"): 84,
+    ("conn", "method"): 85,
+    ("conn", "role"): 86,
+    ("conn", "library"): 87,
+    ("conn", "tid"): 88,
+    ("conn", "flags"): 100,
+    ("conn", "comm"): 104,
+    ("conn", "handshake_start"): 120,
+    ("conn", "offset"): 128,
+}
+SIZES = {
+    "record": records.HEADER_BYTES,
+    "conn": records.CONN_BYTES,
+    "process_record": records.PROCESS_RECORD.size,
+    "calls": maps.CALLS_VALUE,
+    "conn_key": maps.CONN_KEY,
+    "conn_state": maps.CONN_VALUE,
+    "flow_key": maps.FLOW_KEY,
+    "flow_cookie": maps.FLOW_VALUE,
+    "settings": maps.SETTINGS.size,
+}
+ENUMS = {
+    "RECORD_DATA": records.DATA,
+    "RECORD_HANDSHAKE": records.HANDSHAKE,
+    "RECORD_SOCKET": records.SOCKET,
+    "RECORD_CLOSE": records.CLOSE,
+    "RECORD_EXIT": records.EXIT,
+    "RECORD_EOF": records.EOF,
+    "SENT": records.SENT,
+    "RECEIVED": records.RECEIVED,
+    "FLAG_FAULT": records.FLAG_FAULT,
+    "FLAG_CONTINUED": records.FLAG_CONTINUED,
+    "CONN_HANDSHAKE_SEEN": records.CONN_HANDSHAKE_SEEN,
+    "CONN_HANDSHAKE_DONE": records.CONN_HANDSHAKE_DONE,
+    "COOKIE_ZERO_IS_EOF": records.COOKIE_ZERO_IS_EOF,
+    "COUNTERS": len(counters.KERNEL),
+    **{f"OP_{name.upper()}": number for name, number in records.OPS.items()},
+    **{f"FLAVOUR_{name.upper()}": number for name, number in records.FLAVOURS.items()},
+    **{f"COUNTER_{name.upper()}": number for number, name in enumerate(counters.KERNEL)},
+    **{
+        f"METHOD_{name.removeprefix('SOCKET_').removeprefix('PROCESS_')}": number
+        for number, name in enumerate(counters.METHODS)
+    },
+    **{
+        f"ROLE_{(name or 'unknown').upper()}": number for number, name in enumerate(records.ROLES)
+    },
+}
+
+COMPILE = """
+import os, sys
+import bcc
+os.chdir("/")
+bcc.BPF(text=sys.stdin.read())
+"""
+
+
+def compile_with(assertions: str) -> subprocess.CompletedProcess[str]:
+    folder = source_folder()
+    text = "#include <linux/types.h>\n" + (folder / "events.h").read_text() + (folder / "maps.h").read_text()
+    return subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        input=text + assertions,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"BCC_KERNEL_SOURCE": str(folder), "PATH": "/usr/bin:/bin"},
+    )
+
+
+def test_compiler_and_decoder_agree_on_every_field():
+    asserts = [
+        f'_Static_assert(__builtin_offsetof(struct {s}, {m}) == {n}, "{s}.{m}");'
+        for (s, m), n in OFFSETS.items()
+    ]
+    asserts += [f'_Static_assert(sizeof(struct {s}) == {n}, "sizeof {s}");' for s, n in SIZES.items()]
+    asserts += [f'_Static_assert({name} == {n}, "{name}");' for name, n in ENUMS.items()]
+
+    done = compile_with("\n".join(asserts) + "\nint f(void *ctx) { return 0; }\n")
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_number_would_be_noticed():
+    done = compile_with('_Static_assert(sizeof(struct conn) == 145, "x");\nint f(void *ctx) { return 0; }\n')
+
+    assert done.returncode != 0
+    assert "static_assert failed" in done.stderr or "static assertion failed" in done.stderr

@@ -1,0 +1,132 @@
+"""The eBPF programs alone, without daemon: attached to a lab's private libssl, ring read by the test."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+import msgspec
+
+from spliffd.kernel import bpf, compile as compiler, links, records
+from spliffd.kernel.loader import Programs
+from spliffd.kernel.maps import Maps
+from spliffd.kernel.ring import Ring
+from spliffd.stages.libraries import probe_of
+from spliffd.targets.inspector import inspect_fd
+from tests.support.lab import Lab
+
+COMPILED: list[compiler.Compiled] = []
+
+
+class Record(msgspec.Struct):
+    """One record of the ring, decoded."""
+
+    kind: int
+    direction: int
+    flags: int
+    time: int
+    offset: int
+    size: int
+    conn: records.Conn
+    payload: bytes
+
+
+class Tracer:
+    """Attach, run something, ``read()``. Closing detaches."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        *,
+        ring_mib: int = 32,
+        relocate: bool = True,
+        nested: bool = True,
+        enabled: bool = True,
+        uids: tuple[int, ...] = (),
+        excluded: tuple[str, ...] = (),
+    ) -> None:
+        user = pwd.getpwnam("nobody")
+        if not COMPILED:
+            COMPILED.append(compiler.compile_programs(user.pw_uid, user.pw_gid))
+        self.maps = Maps(1, ring_mib << 20)
+        self.programs = Programs(COMPILED[0], self.maps)
+        cgroup = os.open(lab.cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        self.maps.set_scope(0, cgroup)
+        for slot, path in enumerate(excluded):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            self.maps.set_scope(16 + slot, fd)
+            os.close(fd)
+        for uid in uids:
+            self.maps.set_uid(uid, excluded=False)
+        self.maps.set_settings(
+            enabled=enabled, cgroups=1, excluded_cgroups=len(excluded), uids=len(uids), excluded_uids=0
+        )
+        self.ring = Ring(self.maps.rings[0], ring_mib << 20)
+        self.attached = [links.attach_processes(self.programs), links.attach_sock_ops(self.programs, [cgroup])]
+        os.close(cgroup)
+        if nested:
+            self.attached.append(links.attach_sockets(self.programs)[0])
+        path = lab.libraries / "libssl.so.3"
+        fd = os.open(path, os.O_RDONLY)
+        self.inspection = inspect_fd(fd, relocate)
+        os.close(fd)
+        self.attached.append(
+            links.attach_library(
+                self.programs, str(path), "openssl", [probe_of(site) for site in self.inspection.sites]
+            )
+        )
+
+    def __enter__(self) -> Tracer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self) -> list[Record]:
+        """Everything that is in the ring."""
+        found = []
+        while positions := self.ring.drain(256):
+            for at in positions:
+                kind, direction, flags, captured, time, offset, size, _start = records.HEAD.unpack_from(
+                    self.ring.data, at
+                )
+                start = at + records.HEADER_BYTES
+                found.append(
+                    Record(
+                        kind, direction, flags, time, offset, size,
+                        records.unpack_conn(self.ring.data, at + records.CONN_AT),
+                        self.ring.data[start : start + captured],
+                    )
+                )  # fmt: skip
+            self.ring.release()
+        self.ring.release()
+        return found
+
+    def counters(self) -> dict[str, int]:
+        """The kernel's counters that are not 0."""
+        return {name: value for name, value in self.maps.counters.values().items() if value}
+
+    def cookies(self) -> int:
+        """Entries of the cookie map (walked through BPF_MAP_GET_NEXT_KEY)."""
+        return bpf.map_count(self.maps.fd["cookies"], 48)
+
+    def close(self) -> None:
+        """Detaches and frees."""
+        for attached in self.attached:
+            attached.close()
+        self.programs.close()
+        self.ring.close()
+        self.maps.close()
+
+
+def streams(found: list[Record]) -> dict[tuple[int, int, int], bytes]:
+    """Plaintext by (pid, generation, direction); asserts that offsets join without a hole."""
+    out: dict[tuple[int, int, int], bytes] = {}
+    for record in found:
+        if record.kind != records.DATA:
+            continue
+        key = (record.conn.tgid, record.conn.generation, record.direction)
+        have = out.get(key, b"")
+        assert record.offset == len(have), f"stream {key}: at {len(have)}, record says {record.offset}"
+        out[key] = have + record.payload
+    return out

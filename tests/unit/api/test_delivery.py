@@ -1,0 +1,132 @@
+"""What a frame becomes for watchers with different wishes."""
+
+from __future__ import annotations
+
+import pytest
+from api_harness import exchange, summary
+
+from spliffd import ipc
+from spliffd.api.delivery import Delivery
+from spliffd.pb import spliff_pb2 as pb
+
+
+def item(entry: bytes) -> pb.Item:
+    (found,) = pb.WatchResponse.FromString(entry).items
+    return found
+
+
+def test_an_exchange_gets_its_id_and_no_body_unless_asked_for():
+    delivery = Delivery(exchange("/a", request_body=b"question", response_body=b"answer"), 1009)
+
+    found = item(delivery.plain).exchange
+
+    assert (found.id, found.request.path, found.request.body, found.response.body) == (1009, "/a", b"", b"")
+    assert found.request.body_size == 8
+    assert found.completeness == pb.Completeness(state="complete")
+
+
+def test_whole_bodies_are_sent_without_a_limit():
+    entry, size = Delivery(exchange(request_body=b"question", response_body=b"answer"), 1).with_bodies(0, 0)
+
+    found = item(entry).exchange
+    assert (found.request.body, found.response.body, size) == (b"question", b"answer", 14)
+    assert found.completeness.body_not_sent == 0
+
+
+def test_a_limit_cuts_each_body_and_says_so():
+    entry, size = Delivery(exchange(request_body=b"question", response_body=b"an"), 1).with_bodies(3, 0)
+
+    found = item(entry).exchange
+    assert (found.request.body, found.response.body, size) == (b"que", b"an", 5)
+    assert found.completeness.body_not_sent == 5
+
+
+def test_a_limit_counts_from_the_start_of_the_body_not_of_the_piece():
+    # 100 bytes went ahead as parts, of which this watcher got 40 + 0: its limit is 40.
+    frame = exchange(response_body=b"x" * 20, response_offset=100)
+
+    found = item(Delivery(frame, 1).with_bodies(40, 40).entry).exchange
+    assert found.response.body == b""
+    assert found.completeness.body_not_sent == 80
+
+    found = item(Delivery(frame, 1).with_bodies(110, 100).entry).exchange
+    assert (found.response.body, found.response.body_offset) == (b"x" * 10, 100)
+    assert found.completeness.body_not_sent == 10
+
+
+def test_what_the_worker_cut_for_everybody_counts_as_not_sent():
+    frame = exchange(response_body=b"x" * 10)
+    frame.public += pb.Exchange(response=pb.Response(body_size=1000)).SerializeToString()
+
+    assert item(Delivery(frame, 1).with_bodies(10, 0).entry).exchange.completeness.body_not_sent == 990
+
+
+def test_who_started_late_is_told_of_the_parts_before():
+    frame = exchange(response_body=b"end", response_offset=500)
+
+    assert item(Delivery(frame, 1).with_bodies(0, 0).entry).exchange.completeness.body_not_sent == 500
+
+
+def test_shed_bodies_are_stated():
+    frame = exchange(response_body=b"end", response_offset=500, request_body=b"1234")
+
+    found = item(Delivery(frame, 7).without_bodies(100)).exchange
+    assert (found.id, found.response.body, found.completeness.body_not_sent) == (7, b"", 407)
+
+
+def test_watchers_with_the_same_wishes_share_the_bytes():
+    delivery = Delivery(exchange(response_body=b"answer"), 1)
+
+    assert delivery.with_bodies(3, 0).entry is delivery.with_bodies(3, 0).entry
+    assert delivery.plain is delivery.plain
+
+
+@pytest.mark.parametrize("response", [False, True])
+def test_a_part_is_cut_at_the_limit(response):
+    half = "response" if response else "request"
+    frame = ipc.Frame(
+        kind=ipc.BODY_PART,
+        part_key=3,
+        summary=summary(),
+        public=b"",
+        **{f"{half}_body": b"0123456789", f"{half}_offset": 90},
+    )
+
+    entry, size = Delivery(frame).with_bodies(95, 0)
+
+    assert item(entry).body_part == pb.BodyPart(part_key=3, response=response, offset=90, data=b"01234")
+    assert size == 5
+    assert Delivery(frame).with_bodies(90, 0).body_bytes == 0
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize(("kind", "name"), [(ipc.CHUNK, "chunk"), (ipc.MESSAGE, "message")])
+def test_a_payload_counts_as_a_body(kind, name, inside):
+    make = pb.Chunk if kind == ipc.CHUNK else pb.Message
+    message = make(direction="sent", time_ns=5, data=b"payload" if inside else b"")
+    frame = ipc.Frame(
+        kind=kind,
+        part_key=0,
+        summary=summary(),
+        public=message.SerializeToString(),
+        request_body=b"" if inside else b"payload",
+    )
+
+    delivery = Delivery(frame)
+
+    assert getattr(item(delivery.plain), name) == make(direction="sent", time_ns=5)
+    assert getattr(item(delivery.with_bodies(0, 0).entry), name).data == b"payload"
+    assert getattr(item(delivery.with_bodies(3, 0).entry), name).data == b"pay"
+
+
+def test_a_frame_without_a_summary_is_refused():
+    with pytest.raises(ValueError, match="without a summary"):
+        Delivery(ipc.Frame(kind=ipc.EXCHANGE, part_key=0, summary=None, public=b""))
+
+
+def test_secrets_never_leave():
+    frame = exchange("/a")
+    frame.secret = pb.Exchange(revealed=[pb.Revealed(value="hunter2")]).SerializeToString()
+
+    assert b"hunter2" not in Delivery(frame, 1).plain
+    assert b"hunter2" not in Delivery(frame, 1).with_bodies(0, 0).entry
