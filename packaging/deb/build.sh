@@ -44,7 +44,7 @@ rm -rf "$venv/include" "$venv/share" "$venv/lib64"
 find "$site" -depth -type d \( -name tests -o -name test \) -exec rm -rf {} +
 find "$site" -type f \( -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.pyi' -o -name '*.c' -o -name '*.h' \
     -o -name '*.a' -o -name '*.exe' \) ! -path '*/spliffd/bpf/*' -delete
-rm -rf "$site"/capstone/include "$site"/*.dist-info/{direct_url.json,REQUESTED,RECORD}
+rm -rf "$site"/capstone/include "$site"/*.dist-info/{direct_url.json,REQUESTED}
 find "$site" -type f -exec chmod 644 {} +
 # Libraries are not programs: an interpreter line in them only confuses.
 find "$site" -type f -name '*.py' -exec sed -i '1s|^#!.*||' {} +
@@ -73,6 +73,8 @@ install -m644 "$here/lintian-overrides" "$root/usr/share/lintian/overrides/splif
 documents() { "$venv/bin/python3" -I -B "$here/documents.py" "$@"; }
 documents config >"$work/spliffd.toml"
 documents copyright "$site" >"$root/usr/share/doc/spliff/copyright"
+# RECORD lists what was installed, not what is left after trimming; the copyright file needed it.
+rm "$site"/*.dist-info/RECORD
 documents changelog CHANGELOG.md "$VERSION" "$SOURCE_DATE_EPOCH" | gzip -9n >"$root/usr/share/doc/spliff/changelog.gz"
 chmod 644 "$root"/usr/share/doc/spliff/*
 completion() {

@@ -110,10 +110,13 @@ def copyright_file(site: str) -> str:
         author = " ".join(
             (meta["Author"] or meta["Author-email"] or f"the authors of {package.name}").split()
         )
-        folder = package.name.replace("-", "_")
+        tops = {path.parts[0] for path in package.files or () if path.parts[0] != ".."}
+        files = "\n ".join(
+            f"opt/spliff/lib/*/{top}*" for top in sorted(tops) if not top.endswith(".dist-info")
+        )
         parts.append(
-            f"Files: opt/spliff/lib/*/{folder}*\nCopyright: {author}\nLicense: {licence(package)}\n"
-            f"Comment: {package.name} {package.version}, from PyPI, unmodified but for its tests."
+            f"Files: {files}\nCopyright: {author}\nLicense: {licence(package)}\n"
+            f"Comment: {package.name} {package.version}, from PyPI, without its tests, headers and symbols."
         )
     parts.append(
         "License: Apache-2.0\n On Debian systems the text is in /usr/share/common-licenses/Apache-2.0."
