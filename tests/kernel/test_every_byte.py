@@ -18,9 +18,7 @@ MIB = 1 << 20
 
 def serve(lab: Lab, mode: str, *more: str) -> tuple[int, int]:
     """Starts the server; returns pid and port."""
-    server = lab.start(
-        PYTHON, "-c", SERVER, lab.certificate, lab.key, mode, *more, stdout=subprocess.PIPE
-    )
+    server = lab.start(PYTHON, "-c", SERVER, lab.certificate, lab.key, mode, *more, stdout=subprocess.PIPE)
     assert server.stdout is not None
     return server.pid, int(server.stdout.readline())
 
@@ -34,7 +32,14 @@ def client(lab: Lab, port: int, mode: str, size: int, total: int, host: str = "1
 @pytest.mark.parametrize("relocate", [True, False], ids=["relocated", "classic"])
 @pytest.mark.parametrize(
     ("size", "total"),
-    [(1, 4099), (16383, 2 * MIB + 1), (16384, 2 * MIB), (16385, 2 * MIB + 1), (MIB, 4 * MIB), (3 * MIB, 3 * MIB)],
+    [
+        (1, 4099),
+        (16383, 2 * MIB + 1),
+        (16384, 2 * MIB),
+        (16385, 2 * MIB + 1),
+        (MIB, 4 * MIB),
+        (3 * MIB, 3 * MIB),
+    ],
 )
 def test_upload_is_captured_byte_for_byte_at_both_ends(lab: Lab, size: int, total: int, relocate: bool):
     _, port = serve(lab, "sink", str(total))

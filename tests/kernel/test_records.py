@@ -71,9 +71,7 @@ ENUMS = {
         f"METHOD_{name.removeprefix('SOCKET_').removeprefix('PROCESS_')}": number
         for number, name in enumerate(counters.METHODS)
     },
-    **{
-        f"ROLE_{(name or 'unknown').upper()}": number for number, name in enumerate(records.ROLES)
-    },
+    **{f"ROLE_{(name or 'unknown').upper()}": number for number, name in enumerate(records.ROLES)},
 }
 
 COMPILE = """

@@ -39,7 +39,11 @@ class Daemon:
             arguments += ["--config", str(file)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*arguments, *options], stdout=log, stderr=log, cwd=REPOSITORY, env={**os.environ, **(env or {})}
+                [*arguments, *options],
+                stdout=log,
+                stderr=log,
+                cwd=REPOSITORY,
+                env={**os.environ, **(env or {})},
             )
         lab.processes.append(self.process)
         if wait:
@@ -139,7 +143,9 @@ class Watch:
 
     def wait_for(self, count: int, seconds: float = 30.0) -> None:
         """Until ``count`` exchanges are there."""
-        wait_for(lambda: len(self.exchanges) >= count, seconds, f"{count} exchanges (have {len(self.exchanges)})")
+        wait_for(
+            lambda: len(self.exchanges) >= count, seconds, f"{count} exchanges (have {len(self.exchanges)})"
+        )
 
     def body(self, exchange: spliff_pb2.Exchange, *, response: bool) -> bytes:
         """A whole body: parts first, then what the exchange carries; holes raise."""

@@ -62,7 +62,10 @@ class Tracer:
             enabled=enabled, cgroups=1, excluded_cgroups=len(excluded), uids=len(uids), excluded_uids=0
         )
         self.ring = Ring(self.maps.rings[0], ring_mib << 20)
-        self.attached = [links.attach_processes(self.programs), links.attach_sock_ops(self.programs, [cgroup])]
+        self.attached = [
+            links.attach_processes(self.programs),
+            links.attach_sock_ops(self.programs, [cgroup]),
+        ]
         os.close(cgroup)
         if nested:
             self.attached.append(links.attach_sockets(self.programs)[0])

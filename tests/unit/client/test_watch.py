@@ -12,6 +12,7 @@ import time
 import grpc
 import pytest
 
+from spliffctl.__main__ import main
 from spliffd.pb import spliff_pb2 as pb
 
 
@@ -188,6 +189,38 @@ def test_a_daemon_that_stops_is_told(daemon, client, build):
     assert error.count("\n") == 1
 
 
+def test_a_daemon_that_never_answers_is_told(daemon, capsys, monkeypatch):
+    monkeypatch.setattr("spliffctl.stream.START_TIMEOUT_S", 0.3)
+    daemon.watch = lambda context: daemon.hold(context) or iter(())
+    assert main(["--socket", daemon.path, "watch"]) == 69
+    assert "accepts connections but did not answer within 0 s" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written_is_told(daemon, client, build):
+    daemon.batches = [build.items(build.exchange())]
+    with open("/dev/full", "w") as full:
+        watch = client.start("watch", stdout=full)
+        assert watch.wait(20) == 1
+    assert watch.stderr.read() == "spliffctl: cannot write to standard output: No space left on device\n"
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *client.command("watch")],
+        env=client.environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (closed.returncode, closed.stderr) == (1, "spliffctl: standard output is closed\n")
+
+
+def test_output_of_others_that_is_not_blocking_is_waited_for(daemon, client, build):
+    daemon.batches = [build.items(*[build.exchange(i) for i in range(500)]) for _ in range(5)]
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    watch = client.start("watch", "-c", "--count", "2500", stdout=writer)
+    os.close(writer)
+    time.sleep(1)
+    with open(reader) as pipe:
+        assert len(pipe.readlines()) == 2500
+    assert watch.wait(20) == 0
+
+
 def test_a_stream_that_ends_is_told(daemon, client):
     daemon.watch = lambda context: iter([pb.WatchResponse()])
     done = client.run("watch")
@@ -230,7 +263,7 @@ def test_the_command_starts_after_the_stream_and_its_status_is_returned(daemon, 
         while not os.path.exists(marker):
             time.sleep(0.01)
         # Comes when the command has ended, within the grace.
-        time.sleep(0.2)
+        time.sleep(0.1)
         yield pb.WatchResponse(items=build.items(build.exchange()))
         daemon.hold(context)
 
