@@ -1,0 +1,272 @@
+"""One watcher: its bounded queue, what is shed from it, and when it is written.
+
+Takes deliveries, returns whole ``WatchResponse`` messages as bytes. The bound covers what waits and
+what is being written, so a client that never reads costs its bound and not a byte more, and never slows
+anybody else. Near the bound bodies are shed, at the bound items are dropped; each loss is told in the
+next message. Writes at once after a pause, else at most every ``FLUSH_INTERVAL`` or when much waits.
+
+No timer runs while nothing happens. Knows nothing of gRPC: the service awaits ``next`` and writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+
+from spliffd import ipc
+from spliffd.api import wire
+from spliffd.api.delivery import Delivery
+from spliffd.api.wishes import Wishes
+from spliffd.counters import Region
+from spliffd.pb import spliff_pb2 as pb
+
+FLUSH_INTERVAL = 0.005
+"""Seconds between two writes under load: the cost of a write is shared by what came meanwhile, and
+latency stays at human speed. After a longer pause the first item goes at once."""
+
+FLUSH_ITEMS = 256
+FLUSH_BYTES = 1 << 20
+"""What is worth a write before the interval is over. A message holds at most ``FLUSH_BYTES`` and one
+item (a datagram's 1 MiB) more: half of the 4 MiB that gRPC clients accept."""
+
+ITEM_OVERHEAD = 64
+"""Memory of an entry beyond its bytes: object header and place in the queue."""
+
+BODY_SHARE = 0.75
+"""Part of the queue that may be filled with entries that carry bodies; the rest is for the others,
+so that bodies go first."""
+
+MAX_PARTS = 4096
+"""Unfinished exchanges of which parts were sent; beyond it the oldest is discarded, and told."""
+
+MAX_LOSS_KINDS = 64
+"""Distinct (stage, reason) that wait to be told: more than all stages have together."""
+
+
+class Subscriber:
+    """A watcher's queue. ``region`` is the api's region of the shared counters."""
+
+    def __init__(self, wishes: Wishes, region: Region) -> None:
+        self.wishes = wishes
+        self._words = region.words
+        self._filtered_slot = region.index("items_filtered")
+        self._region = region
+        self._queue: deque[bytes] = deque()
+        self._room = wishes.queue_bytes
+        self._body_room = int(wishes.queue_bytes * BODY_SHARE)
+        self._held = 0
+        self._writing = 0
+        self._losses: dict[tuple[str, str], list[int]] = {}
+        """Count, bytes, first and last time by stage and reason."""
+        self._parts: dict[int, int] = {}
+        self._refused_descendants = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._wake_at = 1
+        self._last_write = float("-inf")
+        self._closing = False
+
+    @property
+    def held_bytes(self) -> int:
+        """What waits and what is being written, overhead included."""
+        return self._held
+
+    # ---- in ------------------------------------------------------------------------------------
+
+    def offer(self, delivery: Delivery) -> None:
+        """Queues what this watcher wants of ``delivery``; tells what it loses."""
+        kind = delivery.kind
+        wishes = self.wishes
+        chosen = wishes.filter
+        if kind == ipc.EXCHANGE:
+            key = delivery.frame.part_key
+            sent = self._parts.pop(key, -1) if key and self._parts else -1
+            if chosen is not None and not chosen.match(delivery.summary):
+                self._words[self._filtered_slot] += 1
+                if sent >= 0:
+                    self._discard(key)
+            elif not self._queue_item(delivery, max(0, sent)) and sent >= 0:
+                self._discard(key)
+        elif kind == ipc.BODY_PART:
+            self._offer_part(delivery)
+        elif kind == ipc.HANDSHAKE:
+            if wishes.handshakes and (chosen is None or chosen.match_connection(delivery.summary)):
+                self._queue_item(delivery, 0)
+            else:
+                self._words[self._filtered_slot] += 1
+        elif wishes.messages and (chosen is None or chosen.match(delivery.summary)):
+            self._queue_item(delivery, 0)
+        else:
+            self._words[self._filtered_slot] += 1
+        if chosen is not None and chosen.descendants is not None:
+            self._tell_refused(chosen.descendants.refused)
+
+    def lose(self, loss: pb.Loss) -> None:
+        """Notes a loss of another stage, to be told with the next message."""
+        self._note((loss.stage, loss.reason), loss.count, loss.bytes, loss.first_time_ns, loss.last_time_ns)
+
+    def _note(self, key: tuple[str, str], count: int, size: int, first_ns: int, last_ns: int) -> None:
+        # Losses of one stage and reason are told as one, so that a flood of them stays small.
+        if key not in self._losses and len(self._losses) >= MAX_LOSS_KINDS:
+            key = ("api", "other")
+        known = self._losses.get(key)
+        if known is None:
+            self._losses[key] = [count, size, first_ns, last_ns]
+        else:
+            known[0] += count
+            known[1] += size
+            known[2] = min(known[2], first_ns)
+            known[3] = max(known[3], last_ns)
+        if self._wake_at == 1:
+            self._wake()
+
+    def close(self) -> None:
+        """Lets ``next`` return what waits and then None."""
+        self._closing = True
+        self._wake()
+
+    def _queue_item(self, delivery: Delivery, sent: int) -> bool:
+        wishes = self.wishes
+        if not (wishes.bodies and (delivery.has_body or sent or delivery.frame.part_key)):
+            if self._push(delivery.plain, self._room):
+                return True
+            self._drop("queue_full", "subscriber_lost_items", len(delivery.plain))
+            return False
+        entry, body = delivery.with_bodies(wishes.body_limit, sent)
+        if self._push(entry, self._body_room if body else self._room):
+            return True
+        if body and self._push(delivery.without_bodies(sent), self._room):
+            self._drop("body_shed", "subscriber_lost_bodies", body)
+            return True
+        self._drop("queue_full", "subscriber_lost_items", len(entry))
+        return False
+
+    def _offer_part(self, delivery: Delivery) -> None:
+        wishes = self.wishes
+        summary = delivery.summary
+        if not wishes.bodies:
+            self._words[self._filtered_slot] += 1
+            return
+        if wishes.filter is not None:
+            match = wishes.filter.match if summary.status else wishes.filter.match_early
+            if not match(summary):
+                self._words[self._filtered_slot] += 1
+                return
+        entry, body = delivery.with_bodies(wishes.body_limit, 0)
+        if not body:
+            return  # beyond the watcher's limit: its exchange will say what was not sent
+        if not self._push(entry, self._body_room):
+            self._drop("body_shed", "subscriber_lost_bodies", body)
+            return
+        key = delivery.frame.part_key
+        parts = self._parts
+        parts[key] = parts.pop(key, 0) + body
+        if len(parts) > MAX_PARTS:
+            oldest = next(iter(parts))
+            self._drop("body_shed", "subscriber_lost_bodies", parts.pop(oldest))
+            self._discard(oldest)
+
+    def _push(self, entry: bytes, room: int) -> bool:
+        held = self._held + len(entry) + ITEM_OVERHEAD
+        if held > room:
+            return False
+        self._held = held
+        self._queue.append(entry)
+        if self._waiter is not None and self._is_worth_waking():
+            self._wake()
+        return True
+
+    def _discard(self, part_key: int) -> None:
+        # Must follow the parts in the queue, and must not be lost: it goes beyond the bound, which
+        # MAX_PARTS entries of some 80 bytes can do.
+        self._push(wire.entry("discard", pb.Discard(part_keys=[part_key]).SerializeToString()), 1 << 62)
+
+    def _drop(self, reason: str, counter: str, size: int) -> None:
+        now = time.time_ns()
+        self._region.add(counter)
+        self._region.add("subscriber_lost_bytes", size)
+        self._note(("subscriber", reason), 1, size, now, now)
+
+    def _tell_refused(self, refused: int) -> None:
+        if refused > self._refused_descendants:
+            now = time.time_ns()
+            count = refused - self._refused_descendants
+            self._note(("subscriber", "descendants_full"), count, 0, now, now)
+            self._refused_descendants = refused
+
+    # ---- out -----------------------------------------------------------------------------------
+
+    async def next(self) -> bytes | None:
+        """The next message to write, when it is time; None after ``close`` and an empty queue.
+
+        The bytes count as held until ``written`` is called.
+        """
+        loop = asyncio.get_running_loop()
+        while not self._queue and not self._losses:
+            if self._closing:
+                return None
+            await self._wait(1, None)
+        due = self._last_write + FLUSH_INTERVAL
+        if loop.time() < due and not self._closing:
+            self._wake_at = FLUSH_ITEMS
+            if not self._is_worth_waking():
+                await self._wait(FLUSH_ITEMS, due)
+        return self._take()
+
+    def written(self) -> None:
+        """The message that ``next`` returned has left."""
+        self._held -= self._writing
+        self._writing = 0
+        self._last_write = asyncio.get_running_loop().time()
+
+    def count_rest(self) -> None:
+        """The stream ends with something in the queue: counts it as lost."""
+        self._region.add("subscriber_lost_items", len(self._queue))
+        self._region.add("subscriber_lost_bytes", sum(map(len, self._queue)))
+
+    def _take(self) -> bytes:
+        told = [_loss_entry(*key, *facts) for key, facts in self._losses.items()]
+        self._losses.clear()
+        queue = self._queue
+        if self._held <= FLUSH_BYTES:
+            items = list(queue)
+            queue.clear()
+            self._writing = self._held
+        else:
+            items = []
+            size = 0
+            while queue and size < FLUSH_BYTES:
+                item = queue.popleft()
+                items.append(item)
+                size += len(item) + ITEM_OVERHEAD
+            self._writing = size
+        self._region.add("items_delivered", len(items))
+        self._region.add("batches_sent")
+        return b"".join(told + items)
+
+    def _is_worth_waking(self) -> bool:
+        return len(self._queue) >= self._wake_at or self._held - self._writing >= FLUSH_BYTES
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self, items: int, due: float | None) -> None:
+        """Sleeps until ``items`` wait, or much does, or the time has come, or close."""
+        loop = asyncio.get_running_loop()
+        self._wake_at = items
+        self._waiter = loop.create_future()
+        timer = loop.call_at(due, self._wake) if due is not None else None
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+
+def _loss_entry(stage: str, reason: str, count: int, size: int, first_ns: int, last_ns: int) -> bytes:
+    loss = pb.Loss(
+        stage=stage, reason=reason, count=count, bytes=size, first_time_ns=first_ns, last_time_ns=last_ns
+    )
+    return wire.entry("loss", loss.SerializeToString())

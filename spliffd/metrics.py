@@ -1,0 +1,358 @@
+"""Every number spliffd publishes, computed from the shared counters when somebody asks.
+
+Takes the counters of ``spliffd.counters`` (user-space area and the eBPF programs' map); returns
+metric families, and from them the Prometheus text exposition (format 0.0.4) or a flat dictionary.
+Nothing is kept between two calls, so a scrape costs the writers nothing and an idle daemon stays idle.
+
+Rules: no label takes a value from the wire; every series listed here exists from start at 0; a series
+whose truth nobody knows yet (coverage of processes, fill of the kernel's maps) is left out, not zero.
+The exchange matrix is emitted in full for every library that this build can probe, and for any other
+library as soon as one of its exchanges was counted: all 675 combinations would drown the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from spliffd import __version__, counters
+from spliffd.counters import Area, Region
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+PROBED_LIBRARIES: tuple[str, ...] = tuple(
+    name.removeprefix("probes_") for name in counters.SUPERVISOR if name.startswith("probes_")
+)
+"""The libraries this build can probe: those that the supervisor counts probes of."""
+
+HOOK_MODES: tuple[tuple[str, str], ...] = (
+    ("XDP", "native"),
+    ("XDP", "generic"),
+    ("TC", "tcx"),
+    ("TC", "clsact"),
+)
+"""The ways an interface's packets can be seen."""
+
+LABEL_NAMES = ("protocol", "library", "method", "wire")
+
+
+class Sample(NamedTuple):
+    """One line of a family: name suffix, labels in order, value."""
+
+    suffix: str
+    labels: tuple[tuple[str, str], ...]
+    value: float
+
+
+class Family(NamedTuple):
+    """One metric: name, Prometheus type, help in one line, and its samples."""
+
+    name: str
+    kind: str
+    help: str
+    samples: list[Sample]
+
+
+class Loss(NamedTuple):
+    """Where data can be lost, and which counters count it (None: not counted in that unit)."""
+
+    stage: str
+    reason: str
+    region: str
+    counter: str | None
+    byte_counter: str | None
+
+
+LOSSES: tuple[Loss, ...] = (
+    Loss("ring", "ring_full", "kernel", "ring_full_data_records", "ring_full_data_bytes"),
+    Loss("ring", "control_ring_full", "kernel", "ring_full_control", None),
+    Loss("ring", "process_ring_full", "kernel", "process_ring_full", None),
+    Loss("kernel", "fault", "kernel", "fault_records", "fault_bytes"),
+    Loss("kernel", "oversize", "kernel", None, "oversize_bytes"),
+    Loss("kernel", "call_table_full", "kernel", "call_table_full", None),
+    Loss("kernel", "call_unmatched", "kernel", "call_unmatched", None),
+    Loss("kernel", "conn_table_full", "kernel", "conn_table_full", None),
+    Loss("kernel", "cookie_table_full", "kernel", "cookie_table_full", None),
+    Loss("worker", "gap", "worker", "gaps", "gap_bytes"),
+    Loss("worker", "conn_evicted", "worker", "connections_evicted", None),
+    Loss("worker", "body_shed", "worker", None, "body_bytes_shed"),
+    Loss("worker", "queue_full", "worker", "output_dropped_frames", "output_dropped_bytes"),
+    Loss("worker", "deferred_queue_full", "worker", "deferred_queue_full", None),
+    Loss("worker", "restart", "supervisor", "worker_restarts", None),
+    Loss("api", "restart", "supervisor", "api_restarts", None),
+    Loss("subscriber", "body_shed", "api", "subscriber_lost_bodies", None),
+    Loss("subscriber", "queue_full", "api", "subscriber_lost_items", None),
+)
+"""A loss may show at two stages: a full ring also leaves a gap in the stream that the worker parses."""
+
+
+class Readings:
+    """One consistent look at the counters: each region read once, workers also summed up.
+
+    ``workers`` is how many the configuration asks for; their numbers are 0 to workers - 1. Sums run over
+    every region that a worker ever wrote, so nothing is lost from view when their number is lowered.
+    """
+
+    def __init__(self, area: Area, kernel: Region, workers: int) -> None:
+        self.workers = [region.values() for region in area.workers[:workers]]
+        everyone = self.workers + [region.values() for region in area.workers[workers:]]
+        self.regions: dict[str, dict[str, int]] = {
+            "kernel": kernel.values(),
+            "supervisor": area.supervisor.values(),
+            "api": area.api.values(),
+            "worker": {name: sum(one[name] for one in everyone) for name in counters.WORKER},
+        }
+
+    def get(self, region: str, name: str) -> int:
+        """One counter of ``kernel``, ``supervisor``, ``api`` or ``worker`` (the workers' sum)."""
+        return self.regions[region][name]
+
+
+def collect(area: Area, kernel: Region, workers: int) -> list[Family]:
+    """Reads the counters once and returns every family, in the order of the page."""
+    readings = Readings(area, kernel, workers)
+    return [*_correlation(readings), *_application(readings), *_host(readings), *_delivery(readings)]
+
+
+def exposition(families: Iterable[Family]) -> bytes:
+    """The Prometheus text format, one page."""
+    lines = []
+    for family in families:
+        lines.append(f"# HELP {family.name} {family.help}")
+        lines.append(f"# TYPE {family.name} {family.kind}")
+        lines += [f"{key} {_number(value)}" for key, value in _pairs(family)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def values(families: Iterable[Family]) -> dict[str, float]:
+    """Every number by the name of its series, labels in braces, as ``GetStats`` returns them."""
+    return {key: float(value) for family in families for key, value in _pairs(family)}
+
+
+def _pairs(family: Family) -> Iterable[tuple[str, float]]:
+    for suffix, labels, value in family.samples:
+        # Label values are names of this source tree: nothing in them needs escaping.
+        braces = "{" + ",".join(f'{name}="{text}"' for name, text in labels) + "}" if labels else ""
+        yield f"{family.name}{suffix}{braces}", value
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(float(value))
+
+
+def _counter(name: str, text: str, value: float) -> Family:
+    return Family(name, "counter", text, [Sample("", (), value)])
+
+
+def _gauge(name: str, text: str, value: float) -> Family:
+    return Family(name, "gauge", text, [Sample("", (), value)])
+
+
+def _labelled(kind: str, name: str, text: str, label: str, pairs: Sequence[tuple[str, float]]) -> Family:
+    return Family(name, kind, text, [Sample("", ((label, key),), value) for key, value in pairs])
+
+
+def _correlation(readings: Readings) -> list[Family]:
+    total = readings.regions["worker"]
+    return [
+        _exchanges(total),
+        Family(
+            "spliff_correlation_seconds",
+            "histogram",
+            "How long exchanges waited for late flow information.",
+            _histogram(total),
+        ),
+        _counter(
+            "spliff_cookie_misses_total",
+            "Packets of flows of this host whose socket cookie was not known.",
+            readings.get("kernel", "cookie_misses"),
+        ),
+        _counter(
+            "spliff_deferred_successes_total",
+            "Exchanges that waited in the retry queue and were correlated.",
+            total["deferred_successes"],
+        ),
+        _counter(
+            "spliff_deferred_failures_total",
+            "Exchanges that waited in the retry queue, or found it full, and were not correlated.",
+            total["deferred_failures"],
+        ),
+        _gauge("spliff_deferred_pending", "Exchanges waiting in the retry queue.", total["deferred_pending"]),
+    ]
+
+
+def _exchanges(total: dict[str, int]) -> Family:
+    samples = []
+    for library in counters.LIBRARIES:
+        rows = [
+            Sample("", tuple(zip(LABEL_NAMES, (protocol, library, method, wire), strict=True)), value)
+            for protocol in counters.PROTOCOLS
+            for method in counters.METHODS
+            for wire in counters.WIRES
+            for value in (total[f"exchanges/{protocol}/{library}/{method}/{wire}"],)
+        ]
+        if library in PROBED_LIBRARIES or any(row.value for row in rows):
+            samples += rows
+    return Family(
+        "spliff_exchanges_total",
+        "counter",
+        "Exchanges by protocol, TLS library, correlation method and the packet hook that saw them.",
+        samples,
+    )
+
+
+def _histogram(total: dict[str, int]) -> list[Sample]:
+    samples = []
+    running = 0
+    bounds = [*(repr(bound) for bound in counters.CORRELATION_BUCKETS), "+Inf"]
+    for i, bound in enumerate(bounds):
+        running += total[f"correlation_bucket_{i}"]
+        samples.append(Sample("_bucket", (("le", bound),), running))
+    samples.append(Sample("_sum", (), total["correlation_sum_ns"] / 1e9))
+    # Not the worker's own count: the words are read one by one and the page must agree with itself.
+    samples.append(Sample("_count", (), running))
+    return samples
+
+
+def _application(readings: Readings) -> list[Family]:
+    total = readings.regions["worker"]
+    kinds = ("data", "handshake", "socket", "close", "unknown")
+    live = total["connections_opened"] - total["connections_closed"] - total["connections_evicted"]
+    return [
+        _labelled(
+            "counter",
+            "spliff_tls_records_total",
+            "Records read from the ring, by kind.",
+            "kind",
+            [(kind, total[f"tls_records_{kind}"]) for kind in kinds],
+        ),
+        _labelled(
+            "counter",
+            "spliff_captured_bytes_total",
+            "Plaintext bytes captured, by direction as the traced program sees it.",
+            "direction",
+            [(way, total[f"captured_bytes_{way}"]) for way in ("sent", "received")],
+        ),
+        _labelled(
+            "counter",
+            "spliff_handshakes_total",
+            "TLS handshakes seen, by result.",
+            "result",
+            [("ok", total["handshakes_ok"]), ("failed", total["handshakes_failed"])],
+        ),
+        _counter(
+            "spliff_exchanges_incomplete_total",
+            "Exchanges of which something is missing, and that say so.",
+            total["exchanges_incomplete"],
+        ),
+        _counter(
+            "spliff_parser_resyncs_total",
+            "Times a parser found its place again after a gap or a mid-stream start.",
+            total["parser_resyncs"],
+        ),
+        _gauge("spliff_connections", "TLS connections that the workers hold.", max(0, live)),
+        _per_worker(readings, "sleep_cycles", "Times a worker went to sleep for want of work."),
+        _per_worker(readings, "busy_polls", "Polling iterations that used up their whole budget."),
+        _per_worker(readings, "iterations", "Polling iterations."),
+        _per_worker(readings, "records", "Records read from the ring."),
+    ]
+
+
+def _per_worker(readings: Readings, name: str, text: str) -> Family:
+    pairs = [(str(number), float(one[name])) for number, one in enumerate(readings.workers)]
+    return _labelled("counter", f"spliff_{name}_total", text, "worker", pairs)
+
+
+def _host(readings: Readings) -> list[Family]:
+    kernel, supervisor = readings.regions["kernel"], readings.regions["supervisor"]
+    return [
+        _gauge("spliff_flows", "TCP flows whose packets a hook has seen and that are tracked.", 0),
+        Family(
+            "spliff_interfaces",
+            "gauge",
+            "Interfaces whose packets are seen, by hook and mode.",
+            [Sample("", (("hook", hook), ("mode", mode)), 0) for hook, mode in HOOK_MODES],
+        ),
+        _labelled(
+            "counter",
+            "spliff_sockets_total",
+            "Socket events seen by sock_ops.",
+            "event",
+            [(event, kernel[f"sockets_{event}"]) for event in ("active", "passive", "closed")],
+        ),
+        _labelled(
+            "gauge",
+            "spliff_probes",
+            "Probe sites attached, by TLS library.",
+            "library",
+            [(library, supervisor[f"probes_{library}"]) for library in PROBED_LIBRARIES],
+        ),
+        _labelled(
+            "gauge",
+            "spliff_libraries",
+            "Files with TLS code found, by what became of them.",
+            "state",
+            [(state, supervisor[f"libraries_{state}"]) for state in ("attached", "refused")],
+        ),
+        _counter("spliff_execs_total", "Program starts seen.", supervisor["execs_seen"]),
+        _counter(
+            "spliff_process_lookups_total",
+            "Questions of workers about a process.",
+            supervisor["whois_requests"],
+        ),
+        _counter(
+            "spliff_process_lookups_late_total",
+            "Questions about a process that was gone already.",
+            supervisor["whois_too_late"],
+        ),
+        _counter(
+            "spliff_out_of_scope_total", "TLS calls outside the scope, never read.", kernel["out_of_scope"]
+        ),
+        _gauge(
+            "spliff_ready_seconds",
+            "How long the daemon took from start to ready.",
+            supervisor["ready_after_ms"] / 1000,
+        ),
+    ]
+
+
+def _delivery(readings: Readings) -> list[Family]:
+    api, supervisor = readings.regions["api"], readings.regions["supervisor"]
+    lost: list[Sample] = []
+    lost_bytes: list[Sample] = []
+    for loss in LOSSES:
+        labels = (("stage", loss.stage), ("reason", loss.reason))
+        if loss.counter is not None:
+            lost.append(Sample("", labels, readings.get(loss.region, loss.counter)))
+        if loss.byte_counter is not None:
+            lost_bytes.append(Sample("", labels, readings.get(loss.region, loss.byte_counter)))
+    return [
+        Family("spliff_lost_total", "counter", "Things lost, by stage and reason.", lost),
+        Family("spliff_lost_bytes_total", "counter", "Bytes lost, where they are known.", lost_bytes),
+        _gauge("spliff_subscribers", "Watchers connected.", api["subscribers"]),
+        _counter("spliff_subscribers_total", "Watchers ever connected.", api["subscribers_total"]),
+        _counter(
+            "spliff_subscriber_lost_total",
+            "Items and bodies that slow watchers missed, each told to its watcher.",
+            api["subscriber_lost_items"] + api["subscriber_lost_bodies"],
+        ),
+        _counter(
+            "spliff_subscriber_lost_bytes_total",
+            "Bytes that slow watchers missed.",
+            api["subscriber_lost_bytes"],
+        ),
+        _counter("spliff_frames_total", "Frames that the api got from workers.", api["frames_received"]),
+        _counter("spliff_items_delivered_total", "Items written to watchers.", api["items_delivered"]),
+        _counter(
+            "spliff_items_filtered_total",
+            "Items that a watcher's filter or wishes held back.",
+            api["items_filtered"],
+        ),
+        _counter("spliff_responses_total", "Batches written to watchers.", api["batches_sent"]),
+        _counter(
+            "spliff_refused_total", "Requests refused for want of permission.", api["refused_permission"]
+        ),
+        _counter("spliff_worker_restarts_total", "Restarts of workers.", supervisor["worker_restarts"]),
+        _counter("spliff_api_restarts_total", "Restarts of the api.", supervisor["api_restarts"]),
+        _labelled("gauge", "spliff_build_info", "Always 1.", "version", [(__version__, 1)]),
+    ]
