@@ -106,6 +106,11 @@ def cli(ctx: click.Context, socket: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    # Python's word for it, whatever its type says: descriptor 1 was closed (>&-), and the next file or
+    # socket to be opened would get that number and our output.
+    if getattr(sys, "stdout", None) is None:
+        print(f"{PROGRAM}: standard output is closed", file=sys.stderr)
+        return ClientError.exit_code
     try:
         result: Any = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except click.ClickException as error:

@@ -95,19 +95,20 @@ def _map_expression(entry: Any, names: dict[str, Any]) -> str:
     return f"'{{' + ', '.join([{pair} for key in v]) + '}}'"
 
 
-def _statements(field: FieldDescriptor, names: dict[str, Any]) -> list[str]:
-    """Lines that add one field to the list ``parts``, when it is set."""
-    prefix = f"""'"{field.name}": '"""
+def _field_expression(field: FieldDescriptor, names: dict[str, Any]) -> str:
+    """The expression that gives ``, "name": value`` of a field, or nothing when it is not set."""
+    prefix = f"""', "{field.name}": '"""
+    condition = f"(v := m.{field.name})"
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         text = _map_expression(field.message_type, names)
     elif field.is_repeated:
         text = f"'[' + ', '.join([{_expression(field, 'x', names)} for x in v]) + ']'"
     elif field.has_presence:
+        condition = f"m.HasField('{field.name}')"
         text = _expression(field, f"m.{field.name}", names)
-        return [f"if m.HasField('{field.name}'):", f"    parts.append({prefix} + {text})"]
     else:
         text = _expression(field, "v", names)
-    return [f"v = m.{field.name}", "if v:", f"    parts.append({prefix} + {text})"]
+    return f"({prefix} + {text} if {condition} else '')"
 
 
 def _message_writer(descriptor: Any) -> Writer:
@@ -115,11 +116,10 @@ def _message_writer(descriptor: Any) -> Writer:
     if known:
         return known
     names: dict[str, Any] = dict(_NAMES)
-    lines = ["parts = []"]
-    for field in descriptor.fields:
-        lines.extend(_statements(field, names))
-    lines.append("return '{' + ', '.join(parts) + '}'")
-    source = "def write(m):\n" + "\n".join("    " + line for line in lines)
+    # An empty one at the end keeps the tuple a tuple when there is only one field.
+    fields = [*(_field_expression(field, names) for field in descriptor.fields), "''"]
+    # The first separator is cut off.
+    source = f"def write(m):\n    return '{{' + ''.join(({', '.join(fields)}))[2:] + '}}'"
     # The source holds names of fields of our own contract and nothing from outside.
     exec(compile(source, f"<json of {descriptor.full_name}>", "exec"), names)  # noqa: S102
     writer: Writer = names["write"]
