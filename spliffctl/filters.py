@@ -8,6 +8,7 @@ where the values are known. Filters are evaluated in the daemon; nothing here lo
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -220,15 +221,17 @@ OPTIONS: tuple[tuple[str, str, Checked, str], ...] = (
 """Option, field of ``Filter``, type, help; each may be given several times."""
 
 
-def build(values: dict[str, Any], child_pid: int = 0) -> pb.Filter:
-    """The ``Filter`` of options by field name; ``child_pid``: the command and its descendants only."""
+def build(values: dict[str, Any], parents: Sequence[int] = ()) -> pb.Filter:
+    """The ``Filter`` of options by field name; ``parents``: pids whose descendants to watch as well.
+
+    A command is watched by the pid of its parent, which is this client, and by its own: the first stands
+    for the command, the second for its children. Its own pid in ``pids`` would be a condition of
+    another kind, so that the children would no longer match.
+    """
     from spliffd.pb import spliff_pb2
 
     selected: dict[str, Any] = {field: list(values.get(field) or ()) for _, field, _, _ in OPTIONS}
     statuses = [spliff_pb2.StatusRange(first=first, last=last) for first, last in selected.pop("statuses")]
     result = spliff_pb2.Filter(**selected, statuses=statuses)
-    if child_pid:
-        # The daemon takes pids and ppids together as one kind: the process or its ancestor.
-        result.pids.append(child_pid)
-        result.ppids.append(child_pid)
+    result.ppids.extend(parents)
     return result

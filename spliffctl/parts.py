@@ -94,9 +94,22 @@ class PartStore:
         if self._bytes + cost > self._capacity:
             self._lost_parts += 1
             self._lost_bytes += len(data)
+            self._mark_end(part, part.offset + len(data))
             return
         self._bytes += cost
         self._waiting.setdefault(part.part_key, ([], []))[part.response].append((part.offset, data))
+
+    def _mark_end(self, part: pb.BodyPart, end: int) -> None:
+        """Remembers how far a body went of which a part was dropped: an empty segment behind it.
+
+        One marker for parts dropped in a row, so a flood of them needs no memory.
+        """
+        waiting = self._waiting.setdefault(part.part_key, ([], []))[part.response]
+        if waiting and not waiting[-1][1]:
+            waiting[-1] = (max(end, waiting[-1][0]), b"")
+        else:
+            self._bytes += PART_OVERHEAD
+            waiting.append((end, b""))
 
     def discard(self, part_keys: list[int]) -> None:
         """Forgets the parts of exchanges that turned out not to match."""

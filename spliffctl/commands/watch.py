@@ -6,6 +6,7 @@ Options that only shape text are refused beside ``-o json`` instead of being ign
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -155,7 +156,7 @@ def command(
     from spliffd.pb import spliff_pb2
 
     request = spliff_pb2.WatchRequest(
-        filter=filters.build(selected, child.pid if child else 0),
+        filter=filters.build(selected, (os.getpid(), child.pid) if child else ()),
         bodies=bodies,
         body_limit=body_limit or 0,
         handshakes=handshakes,

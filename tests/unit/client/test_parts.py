@@ -89,5 +89,15 @@ def test_a_full_store_drops_counts_and_shows_the_hole():
     exchange = pb.Exchange(part_key=7)
     exchange.response.body, exchange.response.body_offset = b"end", 30
     assert store.take(exchange)[1].holes == ((20, 10),)
+    assert store.waiting_bytes == 0
     store.add(part(0, b"z" * 10))
     assert store.take_loss() == (0, 0)
+
+
+def test_a_body_whose_end_was_dropped_shows_the_hole():
+    store = PartStore(capacity=10 + PART_OVERHEAD)
+    for offset in range(0, 1009, 10):
+        store.add(part(offset, b"z" * 10))
+    assert store.take_loss() == (100, 1000)
+    assert store.waiting_bytes == 10 + 2 * PART_OVERHEAD
+    assert store.take(pb.Exchange(part_key=7))[1].holes == ((10, 1000),)

@@ -268,14 +268,14 @@ def test_the_command_starts_after_the_stream_and_its_status_is_returned(daemon, 
         daemon.hold(context)
 
     daemon.watch = watch
-    done = client.run("watch", "--", "sh", "-c", f"echo $$ > {marker}; exit 7")
+    done = client.run("watch", "--", "sh", "-c", f"echo $PPID $$ > {marker}; exit 7")
     assert done.returncode == 7
     assert "→ GET https://api.example.com/users" in done.stdout
     assert seen == [False]
     with open(marker) as file:
-        pid = int(file.read())
+        parent_and_command = [int(pid) for pid in file.read().split()]
     (request,) = daemon.requests
-    assert request.filter == pb.Filter(pids=[pid], ppids=[pid])
+    assert request.filter == pb.Filter(ppids=parent_and_command)
 
 
 def test_a_command_killed_by_a_signal_exits_like_in_a_shell(daemon, client):
