@@ -90,8 +90,9 @@ def run(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.verb == "doctor":
         from spliffd import doctor
+        from spliffd.kernel import features
 
-        return doctor.main()
+        return doctor.main(extra=features.CHECKS)
     chosen = settings(options)
     if options.verb == "config":
         print(config.show(chosen) if options.what == "show" else "configuration is valid", end="")

@@ -34,7 +34,9 @@ def main() -> int:
         server.file("report.json", b'{"answer": 42}\n')
         output = lab.folder / "watch.txt"
         with output.open("wb") as file:
-            watch = daemon.client("watch", "-b", "-H", "--color", "never", stdout=file, stderr=subprocess.STDOUT)
+            watch = daemon.client(
+                "watch", "-b", "-H", "--color", "never", stdout=file, stderr=subprocess.STDOUT
+            )
             time.sleep(1.5)  # spliffctl's start; its stream is open by then
             for path in ("/hello", "/report.json", "/missing"):
                 lab.run("curl", "-sk", server.url(path))
@@ -46,7 +48,9 @@ def main() -> int:
         print(text, flush=True)
         say("== libraries")
         print(daemon.client("libraries").communicate()[0].decode(), flush=True)
-        exchanges = int(sum(n for name, n in daemon.stats().items() if name.startswith("spliff_exchanges_total")))
+        exchanges = int(
+            sum(n for name, n in daemon.stats().items() if name.startswith("spliff_exchanges_total"))
+        )
         log = daemon.stop()
         say("== the statistics block that spliffd prints when it stops\n")
         print(log[log.index("spliffd ", log.index("statistics") - 20) :], flush=True)

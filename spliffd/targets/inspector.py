@@ -11,15 +11,14 @@ Never opens a path, never writes anywhere but to the socket; exits when the sock
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
 import socket
-import struct
 import sys
 from typing import NoReturn
 
+from spliffd import privileges
 from spliffd.targets import openssl
 from spliffd.targets.elf import MAX_FILE, Image, UnreadableError
 from spliffd.targets.sites import MAX_ANSWER, READY, Inspection, Request, decode_request, encode_inspection
@@ -36,42 +35,12 @@ ADDRESS_SPACE = MAX_FILE + (512 << 20)
 
 OPEN_FILES = 32
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
-_CAPABILITY_VERSION_3 = 0x20080522
-_LAST_CAPABILITY = 63
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl {option}")
-
-
-def drop_privileges(uid: int, gid: int) -> None:
-    """Becomes ``uid``:``gid`` without any capability, for good; raises OSError if anything stays.
-
-    Without root there is nothing to drop but the way back: the limits apply all the same.
-    """
-    if os.geteuid() == 0:
-        if uid == 0 or gid == 0:
-            raise PermissionError("the inspector must not run as root: set [access] user to another user")
-        for capability in range(_LAST_CAPABILITY + 1):
-            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for numbers that the kernel lacks
-        os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-        if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or os.getgroups():
-            raise PermissionError("user and group did not change")
-    nothing = struct.pack("=6I", 0, 0, 0, 0, 0, 0)
-    if _libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), nothing) != 0:
-        raise OSError(ctypes.get_errno(), "capset")
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_DUMPABLE, 0)
+def limit_resources() -> None:
+    """Bounds what a hostile file can cost: memory, files written (none), descriptors."""
     for limit, value in (
         (resource.RLIMIT_AS, ADDRESS_SPACE),
         (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
     ):
         resource.setrlimit(limit, (value, value))
@@ -91,7 +60,7 @@ def inspect_fd(fd: int, relocate: bool) -> Inspection:
 def _child(request: Request, fd: int, answer: int, link: socket.socket) -> NoReturn:
     """Reads the file and writes the answer to a pipe. The parent's socket is out of its reach."""
     link.close()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    privileges.die_with_parent()
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     os.write(answer, encode_inspection(inspect_fd(fd, request.relocate)))
@@ -146,7 +115,8 @@ def main() -> None:
     fd, uid, gid = (int(argument) for argument in sys.argv[1:4])
     with socket.socket(fileno=fd) as link:
         try:
-            drop_privileges(uid, gid)
+            privileges.drop(uid, gid)
+            limit_resources()
         except OSError as error:
             # Said before the socket closes: the supervisor kills whoever closes it without a word.
             print(f"spliffd inspector: {error}", file=sys.stderr, flush=True)

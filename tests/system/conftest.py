@@ -1,0 +1,23 @@
+"""System tests: the real daemon, scoped to a lab of its own, with real clients and servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.daemon import Daemon
+from tests.support.lab import Lab
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab("system") as lab:
+        yield lab
+
+
+@pytest.fixture
+def daemon(lab: Lab) -> Iterator[Daemon]:
+    daemon = Daemon(lab)
+    yield daemon
+    daemon.stop()
