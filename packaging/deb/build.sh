@@ -93,6 +93,7 @@ read -r this next < <("$python" -c 'import sys; a, b = sys.version_info[:2]; pri
 install -m755 "$here"/{postinst,prerm,postrm} "$work/"
 sed -e "s|@VERSION@|$VERSION|; s|@ARCH@|$ARCH|; s|@PYTHON@|$this|; s|@NEXT_PYTHON@|$next|" \
     -e "s|@MTIME@|$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)|" "$here/nfpm.yaml" >"$work/nfpm.yaml"
+find "$root" "$work/spliffd.toml" "$work"/{postinst,prerm,postrm} -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 target=$PWD/dist/spliff_${VERSION}_$ARCH.deb
 (cd "$work" && "$bin/nfpm" package --config nfpm.yaml --packager deb --target "$target" >/dev/null)
 echo "deb: dist/${target##*/}, $(($(stat -c %s "$target") / 1024)) KiB"
