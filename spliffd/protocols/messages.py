@@ -9,6 +9,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from spliffd.protocols.http1_fields import Fields, Headers, read_fields
+
+__all__ = [
+    "ABORTED",
+    "COMPLETE",
+    "GAP",
+    "JOINED_MID_STREAM",
+    "REQUEST_MISSING",
+    "RESPONSE_MISSING",
+    "TRUNCATED",
+    "GrpcFacts",
+    "Headers",
+    "HttpExchange",
+    "HttpMessage",
+    "HttpRequest",
+    "HttpResponse",
+    "text",
+]
+
 # States of `HttpExchange.state`, as in message Completeness of proto/spliff.proto.
 COMPLETE = "complete"
 TRUNCATED = "truncated"
@@ -17,9 +36,6 @@ JOINED_MID_STREAM = "joined_mid_stream"
 REQUEST_MISSING = "request_missing"
 RESPONSE_MISSING = "response_missing"
 ABORTED = "aborted"
-
-Headers = list[tuple[bytes, bytes]]
-"""Names and values as sent, in the order of the wire; folded values (obs-fold) are joined by one space."""
 
 
 def text(data: bytes) -> str:
@@ -31,22 +47,29 @@ def text(data: bytes) -> str:
 
 
 class HttpMessage:
-    """What requests and responses have in common."""
+    """What requests and responses have in common.
+
+    ``headers``, ``content_type`` and ``content_encoding`` may be set, or read from ``unread`` when somebody
+    asks for one of them: a head costs ten times more to read in full than to frame its body.
+    """
 
     __slots__ = (
+        "_content_encoding",
+        "_content_type",
+        "_headers",
         "body_size",
-        "content_encoding",
-        "content_type",
         "decoded_size",
         "end_ns",
         "finished",
-        "headers",
         "overhead_size",
         "start_ns",
         "trailer_start",
+        "unread",
         "version",
     )
 
+    unread: bytes
+    """A head (HTTP/1, start line first, without the LF of its last line) not yet read for its fields."""
     start_ns: int
     """When the first byte of it was seen (of a response: of the final one, not of an interim one)."""
     end_ns: int
@@ -55,10 +78,8 @@ class HttpMessage:
     """Whether no more of it will come: its end was seen, or it was given up."""
     version: str
     """Version of the protocol: 1.0, 1.1, 2."""
-    headers: Headers
-    """All fields; trailers follow from index ``trailer_start`` on."""
     trailer_start: int | None
-    """Index of the first trailer, None when there are none."""
+    """Index in ``headers`` of the first trailer, None when there are none."""
     body_size: int
     """Body bytes on the wire, transfer coding removed, lost ones included. While a parser's ``on_body``
     runs, this is the offset in the body of the bytes that it was given."""
@@ -66,36 +87,78 @@ class HttpMessage:
     """Bytes of start line, headers, framing and trailers that were seen; interim responses included."""
     decoded_size: int
     """Body bytes after content decoding; set by whoever decodes, 0 until then."""
-    content_type: str
-    """Value of Content-Type."""
-    content_encoding: str
-    """Value of Content-Encoding."""
 
     def __init__(self) -> None:
+        self.unread = b""
         self.start_ns = 0
         self.end_ns = 0
         self.finished = False
         self.version = ""
-        self.headers = []
         self.trailer_start = None
         self.body_size = 0
         self.overhead_size = 0
         self.decoded_size = 0
-        self.content_type = ""
-        self.content_encoding = ""
+        self._content_type = ""
+        self._content_encoding = ""
+        self._headers: Headers | None = None
+
+    @property
+    def headers(self) -> Headers:
+        """All fields in the order of the wire; trailers follow from index ``trailer_start`` on."""
+        headers = self._headers
+        return self._read().headers if headers is None else headers
+
+    @headers.setter
+    def headers(self, headers: Headers) -> None:
+        self.unread = b""
+        self._headers = headers
+
+    @property
+    def content_type(self) -> str:
+        """Value of Content-Type."""
+        if self._headers is None:
+            self._read()
+        return self._content_type
+
+    @content_type.setter
+    def content_type(self, value: str) -> None:
+        self._content_type = value
+
+    @property
+    def content_encoding(self) -> str:
+        """Value of Content-Encoding."""
+        if self._headers is None:
+            self._read()
+        return self._content_encoding
+
+    @content_encoding.setter
+    def content_encoding(self, value: str) -> None:
+        self._content_encoding = value
+
+    def _read(self) -> Fields:
+        fields = read_fields(self.unread.split(b"\n")[1:])
+        self.take_fields(fields)
+        return fields
+
+    def take_fields(self, fields: Fields) -> None:
+        """Sets what the field lines say."""
+        self.unread = b""
+        self._headers = fields.headers
+        if fields.content_type:
+            self._content_type = text(fields.content_type)
+        if fields.content_encoding:
+            self._content_encoding = text(fields.content_encoding)
 
 
 class HttpRequest(HttpMessage):
     """The request half."""
 
-    __slots__ = ("authority", "method", "path", "scheme")
+    __slots__ = ("_authority", "method", "path", "scheme")
 
     method: str
     """GET, POST, ... as sent."""
     scheme: str
     """What the request said (absolute-form, :scheme); else https, because only TLS is watched."""
-    authority: str
-    """Host and port asked for: absolute-form or CONNECT target, :authority, else the Host header."""
     path: str
     """Path and query as sent; ``*`` for an asterisk-form target, empty for CONNECT."""
 
@@ -103,8 +166,24 @@ class HttpRequest(HttpMessage):
         HttpMessage.__init__(self)
         self.method = ""
         self.scheme = "https"
-        self.authority = ""
         self.path = ""
+        self._authority = ""
+
+    @property
+    def authority(self) -> str:
+        """Host and port asked for: absolute-form or CONNECT target, :authority, else the Host header."""
+        if self._headers is None and not self._authority:
+            self._read()
+        return self._authority
+
+    @authority.setter
+    def authority(self, value: str) -> None:
+        self._authority = value
+
+    def take_fields(self, fields: Fields) -> None:
+        """Sets what the field lines say; Host counts unless the target named an authority."""
+        HttpMessage.take_fields(self, fields)
+        self._authority = self._authority or text(fields.host)
 
 
 class HttpResponse(HttpMessage):
@@ -113,7 +192,7 @@ class HttpResponse(HttpMessage):
     __slots__ = ("interim", "reason", "status")
 
     status: int
-    """Status of the final response (or 101)."""
+    """Status of the final response (or 101); 0 while only interim ones were seen."""
     reason: str
     """Reason phrase; HTTP/2 has none."""
     interim: list[int]
@@ -211,5 +290,6 @@ class HttpExchange:
             self.gap_offset = offset
 
     def mark_missing(self, state: str) -> None:
-        """Notes that a whole half is missing, which says more than any mark made before."""
-        self.state = state
+        """Notes that a whole half is missing, which says more than a mark made before, but for ABORTED."""
+        if self.state is not ABORTED:
+            self.state = state
