@@ -20,8 +20,8 @@ import sys
 import msgspec
 import setproctitle
 
-from spliffd import counters
-from spliffd.api import privileges, server
+from spliffd import counters, privileges
+from spliffd.api import server
 from spliffd.config import Config
 from spliffd.errors import FailedError
 

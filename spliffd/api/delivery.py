@@ -89,36 +89,38 @@ class Delivery:
         """The entry after its bodies were shed: the bytes that are not there are stated."""
         if self.kind != ipc.EXCHANGE:
             return self.plain
-        frame = self.frame
-        known = frame.request_offset + len(frame.request_body)
-        known += frame.response_offset + len(frame.response_body)
-        return wire.entry("exchange", *self._head, wire.not_sent_piece(max(0, known - sent)))
+        return wire.entry("exchange", *self._head, wire.not_sent_piece(max(0, self._known(0) - sent)))
 
     def _exchange(self, limit: int, sent: int) -> Variant:
         frame = self.frame
         pieces = list(self._head)
-        known = shown = 0
-        sizes: pb.Exchange | None = None
+        shown = 0
         for response, data, offset in (
             (False, frame.request_body, frame.request_offset),
             (True, frame.response_body, frame.response_offset),
         ):
-            size = offset + len(data)
-            part = data
-            if limit and size >= limit:
-                part = data[: max(0, limit - offset)]
-                # The worker, too, stops at the largest limit that anybody set: only the message
-                # itself knows how long the body was.
-                sizes = sizes or _parsed(frame.public)
-                size = max(size, sizes.response.body_size if response else sizes.request.body_size)
+            part = data[: max(0, limit - offset)] if limit else data
             if part:
                 pieces += wire.body_pieces(part, offset, response=response)
-            known += size
             shown += len(part)
-        missing = known - shown - sent
+        missing = self._known(limit) - shown - sent
         if missing > 0:
             pieces.append(wire.not_sent_piece(missing))
         return Variant(wire.entry("exchange", *pieces), shown)
+
+    def _known(self, limit: int) -> int:
+        """How many body bytes were seen of both halves."""
+        frame = self.frame
+        request = frame.request_offset + len(frame.request_body)
+        response = frame.response_offset + len(frame.response_body)
+        if not frame.part_key and not (limit and max(request, response) >= limit):
+            return request + response
+        # Of bytes sent as parts the frame says nothing, and the worker stops at the largest limit that
+        # anybody set: only the message itself knows how long the bodies were.
+        message = _parsed(frame.public)
+        total = max(request, message.request.body_size) + max(response, message.response.body_size)
+        # What capture missed is stated elsewhere (completeness.missing_bytes).
+        return max(0, total - message.completeness.missing_bytes)
 
     def _part(self, limit: int) -> Variant:
         frame = self.frame

@@ -38,6 +38,9 @@ MAX_DESCENDANTS = 65536
 """Processes remembered as descendants of the wanted parents: about 6 MiB for one watcher."""
 
 T = TypeVar("T")
+MAX_STATUS = 999
+"""A status code has three digits (RFC 9110, 15)."""
+
 Predicate = Callable[[Summary], bool]
 
 
@@ -257,15 +260,13 @@ def _ports(found: Sequence[int]) -> Predicate:
 def _statuses(found: Sequence[pb.StatusRange]) -> list[Predicate]:
     if not found:
         return []
-    ranges = tuple((one.first, one.last) for one in _values("statuses", found))
-    for first, last in ranges:
-        if not 1 <= first <= last:
+    wanted: set[int] = set()
+    for one in _values("statuses", found):
+        if not 1 <= one.first <= one.last:
             raise FilterError(
-                f"filter.statuses: {first}-{last} is no range; give first and last, first not above last"
+                f"filter.statuses: {one.first}-{one.last} is no range; "
+                "give first and last, first not above last"
             )
-
-    def match(summary: Summary) -> bool:
-        status = summary.status
-        return any(first <= status <= last for first, last in ranges)
-
-    return [match]
+        wanted.update(range(one.first, min(one.last, MAX_STATUS) + 1))
+    statuses = frozenset(wanted)
+    return [lambda s: s.status in statuses]

@@ -20,8 +20,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from spliffd import ipc, metrics
-from spliffd.api import privileges
+from spliffd import ipc, metrics, privileges
 from spliffd.api.hub import Hub
 from spliffd.api.metrics_server import MetricsServer
 from spliffd.api.service import NAME, Service
@@ -73,7 +72,7 @@ async def run(inputs: Inputs) -> int:
     hub = Hub(inputs.area.api, inputs.config.capture.workers)
     server = grpc.aio.server(options=OPTIONS)
     _bind(server, inputs.path, inputs.identity)
-    privileges.drop(inputs.identity.uid, inputs.identity.gid)
+    _drop_privileges(inputs.identity)
 
     supervisor = SupervisorLink(inputs.control, hub)
     loop.add_signal_handler(signal.SIGTERM, supervisor.stop.set)
@@ -114,6 +113,16 @@ def _bind(server: grpc.aio.Server, path: str, identity: Identity) -> None:
         ) from None
     finally:
         os.umask(before)
+
+
+def _drop_privileges(identity: Identity) -> None:
+    try:
+        privileges.drop(identity.uid, identity.gid)
+    except (OSError, RuntimeError) as error:
+        raise FailedError(
+            f"the api cannot become uid {identity.uid}, gid {identity.gid}: {error}",
+            "start spliffd as root with CAP_SETUID and CAP_SETGID, as its systemd unit does",
+        ) from None
 
 
 async def _add_standard_services(server: grpc.aio.Server) -> health.aio.HealthServicer:

@@ -93,8 +93,8 @@ class SupervisorLink:
                 question = self._questions.get(number)
                 if question is not None and not question.done():
                     question.set_result(message)
-            case ipc.ProcessFacts():
-                log.error("the supervisor sent facts of a process; only workers ask for them")
+            case ipc.ProcessFacts() | ipc.Watched():
+                log.error("the supervisor sent a %s: that is for workers", type(message).__name__)
         for fd in fds:
             with contextlib.suppress(OSError):
                 os.close(fd)

@@ -44,7 +44,15 @@ class Worker:
 class Api:
     """A running api process with the supervisor's end of everything."""
 
-    def __init__(self, folder: Path, *, workers: int = 1, queue_mib: int = 64, metrics: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        workers: int = 1,
+        queue_mib: int = 64,
+        metrics: bool = False,
+        uid: int | None = None,
+    ) -> None:
         self.path = folder / "spliffd.sock"
         self.area = counters.Area.create()
         self.kernel_fd = os.memfd_create("kernel-counters")
@@ -53,6 +61,7 @@ class Api:
         self.control.settimeout(10)
         self.listener = socket.create_server(("127.0.0.1", 0)) if metrics else None
         self.uid, self.gid = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+        self.uid = self.uid if uid is None else uid
         config = Config(capture=Capture(workers=workers), access=Access(queue_mib=queue_mib))
         fds = [inner.fileno(), self.area.fd, self.kernel_fd]
         command = [sys.executable, "-m", "spliffd.api", "--socket", str(self.path)]

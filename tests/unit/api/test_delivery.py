@@ -67,6 +67,30 @@ def test_who_started_late_is_told_of_the_parts_before():
     assert item(Delivery(frame, 1).with_bodies(0, 0).entry).exchange.completeness.body_not_sent == 500
 
 
+def test_bytes_that_only_went_as_parts_are_known_from_the_message():
+    frame = exchange(part_key=9)
+    frame.public += pb.Exchange(response=pb.Response(body_size=700)).SerializeToString()
+
+    assert item(Delivery(frame, 1).with_bodies(0, 0).entry).exchange.completeness.body_not_sent == 700
+    assert item(Delivery(frame, 1).with_bodies(0, 700).entry).exchange.completeness.body_not_sent == 0
+
+
+def test_what_capture_missed_is_not_called_unsent():
+    frame = exchange(part_key=9)
+    frame.public += pb.Exchange(
+        response=pb.Response(body_size=700), completeness=pb.Completeness(state="gap", missing_bytes=100)
+    ).SerializeToString()
+
+    assert item(Delivery(frame, 1).with_bodies(0, 600).entry).exchange.completeness.body_not_sent == 0
+
+
+def test_a_message_that_cannot_be_read_is_measured_by_its_bodies():
+    frame = exchange(part_key=9, response_body=b"12345")
+    frame.public = b"\xff"
+
+    assert Delivery(frame, 1)._known(0) == 5
+
+
 def test_shed_bodies_are_stated():
     frame = exchange(response_body=b"end", response_offset=500, request_body=b"1234")
 

@@ -72,6 +72,16 @@ def test_kernel_counters_that_cannot_be_mapped_are_reported(start, monkeypatch):
     assert api.finish() == 1
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can try to become somebody else")
+def test_root_that_cannot_be_given_up_is_reported_and_nothing_is_served(start):
+    api = start(uid=-1)
+
+    failed = api.hear()
+    assert failed.message.startswith("the api cannot become uid -1")
+    assert "start spliffd as root" in failed.remedy
+    assert api.finish() == 1
+
+
 def test_a_socket_that_cannot_be_bound_is_reported(start, folder):
     (folder / "spliffd.sock").mkdir()
     api = start()
