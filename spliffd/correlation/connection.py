@@ -76,7 +76,11 @@ class Connection:
     def data(
         self, direction: int, offset: int, payload: bytes, size: int, now: int
     ) -> Sequence[HttpExchange]:
-        """``payload`` stands at ``offset``; of ``size`` bytes what is longer than it is lost."""
+        """``payload`` stands at ``offset``; what ``size`` is longer than it is lost.
+
+        ``now`` is when the bytes were there: for sent ones when the call began, because the answer may
+        be on its way before the call returns.
+        """
         expected = self.expect[direction]
         self.expect[direction] = offset + size
         finished: Sequence[HttpExchange] = NOTHING

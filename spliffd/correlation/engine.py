@@ -89,7 +89,13 @@ class Engine:
             words[self._n_data] += 1
             words[self._n_bytes[direction & 1]] += captured
             payload = ring[at + _PAYLOAD : at + _PAYLOAD + captured]
-            finished = connection.data(direction & 1, offset, payload, size, now)
+            if direction:
+                finished = connection.data(1, offset, payload, size, now)
+            else:
+                finished = connection.data(0, offset, payload, size, start)
+                for exchange in finished:
+                    if exchange.response is not None and exchange.response.end_ns == start:
+                        exchange.response.end_ns = now  # a response that was sent ends with its last call
             if connection.gaps:
                 self._count_gaps(connection)
             if finished:

@@ -11,6 +11,8 @@ Reads /proc and directory entries; never a library's content (the inspector does
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import os
 
 import msgspec
@@ -26,9 +28,13 @@ from spliffd.targets.sites import Inspection, Site
 
 log = logger("libraries")
 
-LOOK_AFTER_SECONDS = (0.003, 0.05)
-"""When a new process is looked at: the dynamic loader is done within 3 ms on an idle host; the second
-look is for a busy one."""
+LOOK_AFTER_SECONDS = (0.002, 0.01, 0.05)
+"""When a new process is looked at: the dynamic loader is done within 2 ms on an idle host, long before
+the first handshake; the later looks are for a busy host."""
+
+SAME_CONTENT_BYTES = 16 << 20
+"""Files up to this size are recognised by their content (4 ms for libcrypto, 1 ms for libssl): a copy of
+a library that was inspected before, as in container images, is attached without asking again."""
 
 MAX_FILES = 4096
 """Files kept in the list; a host has some dozens of TLS libraries and a few hundred large programs."""
@@ -57,11 +63,23 @@ class Libraries:
         self.files: dict[tuple[int, int, int, int], Probed] = {}
         self._seen: set[tuple[int, int]] = set()
         """(device, inode) as in /proc/PID/maps of files that were handled: skipped without opening."""
+        self._by_content: dict[bytes, Inspection] = {}
         self._due: dict[int, list[int]] = {look: [] for look in range(len(LOOK_AFTER_SECONDS))}
 
     async def scan(self) -> None:
-        """All processes in scope, and the standard library folders."""
+        """All processes in scope, and the standard library folders.
+
+        The host's own libraries are inspected even when they are out of scope (which only keeps them
+        from being probed): what processes in scope bring is often a copy of one.
+        """
         scope = self._config.scope
+        for known in discovery.known_library_files():
+            with contextlib.suppress(OSError):
+                fd = discovery.open_file(known)
+                try:
+                    await self._inspect(known.path, fd)
+                finally:
+                    os.close(fd)
         candidates = discovery.known_library_files(scope.paths, scope.exclude_paths)
         pids = discovery.pids_in_scope(scope.cgroups, scope.exclude_cgroups) - {os.getpid()}
         candidates += discovery.scan(pids, scope.paths, scope.exclude_paths)
@@ -111,8 +129,22 @@ class Libraries:
             finally:
                 os.close(fd)
 
+    async def _inspect(self, path: str, fd: int) -> Inspection:
+        """What is in a file: known by its content, or asked of the inspector."""
+        relocate = self._config.capture.relocate
+        if os.fstat(fd).st_size > SAME_CONTENT_BYTES:
+            return await self._inspector.inspect(fd, path, relocate)
+        with open(fd, "rb", closefd=False) as file:
+            digest = hashlib.file_digest(file, "blake2b").digest()
+        found = self._by_content.get(digest)
+        if found is None:
+            found = await self._inspector.inspect(fd, path, relocate)
+            if len(self._by_content) < MAX_FILES:
+                self._by_content[digest] = found
+        return found
+
     async def _probe(self, candidate: discovery.Candidate, fd: int) -> Probed:
-        inspection = await self._inspector.inspect(fd, candidate.path, self._config.capture.relocate)
+        inspection = await self._inspect(candidate.path, fd)
         probed = Probed(candidate.path, candidate.device, candidate.inode, inspection, None)
         if inspection.state != "attach":
             if inspection.state == "refused":

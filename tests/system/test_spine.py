@@ -10,7 +10,9 @@ from tests.support.lab import PYTHON, Lab
 from tests.support.servers import Nginx
 from tests.support.swarm import FRESH_PYTHON, swarm
 
-FRESH = 1009
+import os
+
+FRESH = int(os.environ.get("FRESH", "1009"))
 
 
 def by_path(exchanges: list[spliff_pb2.Exchange], pid: int, *, own: bool) -> dict[str, spliff_pb2.Exchange]:
@@ -82,10 +84,10 @@ def test_every_fresh_python_is_seen_with_the_kernels_cookie(lab: Lab, daemon: Da
 
 def test_curls_cookie_is_what_ss_says(lab: Lab, daemon: Daemon):
     server = Nginx(lab)
-    server.file("slow.bin", bytes(3000))
+    server.file("slow.bin", bytes(20_000))
     watch = daemon.watch()
     held = [
-        lab.start("curl", "-sk", "--limit-rate", "1000", "-o", "/dev/null", server.url(f"/slow.bin?{n}"))
+        lab.start("curl", "-sk", "-o", "/dev/null", server.url(f"/slow.bin?{n}"))
         for n in range(7)
     ]
     cookies: dict[int, int] = {}
