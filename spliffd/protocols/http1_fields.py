@@ -49,15 +49,15 @@ _INTERESTING = {
     b"content-encoding": _ENCODING,
     b"upgrade": _UPGRADE,
 }
-_BLANK = b" \t\r"
+_BLANK = b" \t"
 _names: dict[bytes, int] = {}
 
 # Finds every line that matters to framing. The groups hold the usual forms; an empty match is an unusual one.
 _FRAMING = re.compile(
-    rb"\n(?=[cCtTuU \t])(?:"
-    rb"content-length[ \t]*:[ \t]*([0-9]{1,18})[ \t]*\r?(?=\n|\Z)|"
-    rb"(transfer-encoding[ \t]*:[ \t]*chunked)[ \t]*\r?(?=\n|\Z)|"
-    rb"content-length|transfer-encoding|upgrade(?!-)|[ \t])",
+    rb"\n(?=[cCtTuU \t\n])(?:"
+    rb"content-length[ \t]*:[ \t]*([0-9]{1,18})[ \t]*\r?(?=\n)|"
+    rb"(transfer-encoding[ \t]*:[ \t]*chunked)[ \t]*\r?(?=\n)|"
+    rb"content-length|transfer-encoding|upgrade(?!-)|[ \t\n])",
     re.IGNORECASE,
 )
 
@@ -78,9 +78,13 @@ class Fields:
         self.upgrade = b""
 
 
-def scan_framing(head: bytes) -> int:
-    """What frames the body; UNUSUAL where only ``read_fields`` can tell, and where there is an Upgrade."""
-    found = _FRAMING.findall(head)
+def scan_framing(data: bytes, pos: int, end: int) -> int:
+    """What frames the body behind the head ``data[pos:end]``, which ends in LF.
+
+    UNUSUAL where only ``read_fields`` can tell, where there is an Upgrade, and where an empty line (bare LF)
+    ends the head before ``end``.
+    """
+    found = _FRAMING.findall(data, pos, end)
     if not found:
         return UNSTATED
     if len(found) == 1:
@@ -107,8 +111,8 @@ def read_fields(lines: list[bytes]) -> Fields:
         if kind:
             if kind == _NEW:
                 kind = _classify(name) if colon else _NEW
-                if kind == _NEW:
-                    return _read_unusual(lines)
+            if kind == _NEW or not colon:
+                return _read_unusual(lines)
             if kind == _HOST:
                 fields.host = fields.host or value
             elif kind == _LENGTH:
@@ -127,11 +131,14 @@ def read_fields(lines: list[bytes]) -> Fields:
 
 
 def _classify(name: bytes) -> int:
-    """Kind of a field name met for the first time; _NEW if its line needs a closer look."""
+    """Kind of a field name met for the first time; _NEW if its line needs a closer look.
+
+    What is remembered must not change what comes out: never a name that a line without a colon could be.
+    """
     if not name or name != name.strip(_BLANK):
         return _NEW
     kind = _INTERESTING.get(name.lower(), _PLAIN)
-    if len(_names) < MAX_NAMES and len(name) <= MAX_NAME:
+    if len(_names) < MAX_NAMES and len(name) <= MAX_NAME and b"\r" not in name:
         _names[name] = kind
     return kind
 

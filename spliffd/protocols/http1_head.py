@@ -34,7 +34,7 @@ _status_lines: dict[bytes, tuple[int, str, str]] = {}
 
 def read_request(head: bytes) -> HttpRequest | None:
     """Reads a request's head; None if the first line is no request line."""
-    first = head.partition(b"\n")[0]
+    first = head.split(b"\n", 1)[0]
     parts = first.split(b" ")
     if len(parts) == 3:
         method, target, ending = parts
@@ -61,7 +61,7 @@ def read_request(head: bytes) -> HttpRequest | None:
 
 def read_response(head: bytes) -> HttpResponse | None:
     """Reads a response's head; None if the first line is no status line."""
-    first = head.partition(b"\n")[0]
+    first = head.split(b"\n", 1)[0]
     status_line = _status_lines.get(first)
     if status_line is None:
         status_line = split_status_line(first)

@@ -46,7 +46,7 @@ class Reader:
         self.upgraded = ""
         """What a 101 switched to (its Upgrade field in lower case), or "connect"; "" until then."""
         self.tunnel_bytes = 0
-        """Bytes fed after the switch."""
+        """Bytes behind the switch, both directions."""
         self.resyncs = 0
         """How often message boundaries were lost and had to be searched."""
         self.garbage_bytes = 0
@@ -87,17 +87,16 @@ class Reader:
 
     def _read_head(self, stream: Stream, data: bytes, pos: int, now: int) -> int:
         end = data.find(b"\n\r\n", pos)
-        if 0 <= end - pos < phase.QUICK_HEAD and data.find(b"\n\n", pos, end) < 0:
-            head = data[pos:end]
-            framing = scan_framing(head)
+        if 0 <= end - pos < phase.QUICK_HEAD:
+            framing = scan_framing(data, pos, end + 1)
             if framing == UNUSUAL:
                 pass
             elif stream.is_response:
-                response = read_response(head)
+                response = read_response(data[pos:end])
                 if response is not None:
                     return self._begin_response(stream, response, framing, data, pos, end + 3, now)
             else:
-                request = read_request(head)
+                request = read_request(data[pos:end])
                 if request is not None:
                     stream.switching = b""
                     return self._begin_request(stream, request, framing, data, pos, end + 3, now)
@@ -124,6 +123,10 @@ class Reader:
         end, behind = find_head_end(data, pos)
         if end < 0 and size - pos < phase.MAX_HEAD + 3:
             stream.line_checked = True
+            if stream.exchange is None:  # its turn begins now, not when the head is over
+                stream.exchange = (
+                    self.pairing.response() if stream.is_response else self.pairing.request(None)
+                )
             return stream.keep(data, pos)
         if end < 0:
             self.oversized_heads += 1
@@ -151,7 +154,11 @@ class Reader:
         request.start_ns = stream.start_ns or now
         stream.start_ns = 0
         request.overhead_size = behind - pos
-        exchange = self._begin_turn(stream, request)
+        exchange = stream.exchange
+        if exchange is None:
+            exchange = self.pairing.request(request)
+        else:  # it exists already, because its head came in pieces
+            exchange.request = request
         if request.method == "CONNECT":
             stream.switching = b"connect"
         if stream.cut:
@@ -182,6 +189,7 @@ class Reader:
         if status < 200:
             if status == 101:
                 return self._switch(stream, exchange, response, data, behind, now)
+            response.end_ns = now
             return behind
         if method == "CONNECT" and status < 300:
             return self._switch(stream, exchange, response, data, behind, now)
@@ -228,21 +236,10 @@ class Reader:
             stream.phase = phase.UNTIL_CLOSE
         return pos
 
-    def _begin_turn(self, stream: Stream, request: HttpRequest) -> HttpExchange:
-        """Gives a request its exchange, which exists already if it was answered before its head was over."""
-        exchange = stream.exchange
-        if exchange is None:
-            return self.pairing.request(request)
-        exchange.request = request
-        return exchange
-
     def _take_turn(self, stream: Stream, response: HttpResponse) -> HttpExchange:
         """Gives a response its exchange; interim ones (1xx) leave their status for the final one."""
         exchange = stream.exchange
         if exchange is None:
-            up = self._streams[REQUEST]
-            if up.buffer and up.phase == phase.HEAD and up.line_checked and up.exchange is None:
-                up.exchange = self.pairing.request(None)  # answered before its head is over
             exchange = self.pairing.response()
         before = exchange.response
         if before is not None:
@@ -364,7 +361,9 @@ class Reader:
         message.start_ns = message.end_ns = stream.start_ns
         message.overhead_size = len(head)
         if isinstance(message, HttpRequest):
-            stream.exchange = self._begin_turn(stream, message)
+            if stream.exchange is None:
+                stream.exchange = self.pairing.request(message)
+            stream.exchange.request = message
             stream.switching = b""
         else:
             stream.exchange = self._take_turn(stream, message)
@@ -390,6 +389,7 @@ class Reader:
         self._finish(down, exchange, response)
         self.pairing.end_responses()
         up.phase = down.phase = phase.TUNNEL
+        self.tunnel_bytes = len(up.buffer) + len(data) - pos
         return down.keep(data, pos)
 
     def _release(self, now: int) -> None:

@@ -329,7 +329,7 @@ def test_websocket_upgrade_hands_over_both_directions():
 
     player.up(b"\x81\x80mask").down(b"HTTP/1.1 200 OK\r\n\r\n")
 
-    assert player.parser.tunnel_bytes == 6 + 19
+    assert player.parser.tunnel_bytes == 4 + 6 + 19
     assert player.close() == player.out[:1]
 
 
