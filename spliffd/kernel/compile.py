@@ -77,10 +77,11 @@ def compile_programs(uid: int, gid: int, btf: str = BTF_PATH) -> Compiled:
         raise HostError(
             f"no kernel type information at {btf}", "run a kernel built with CONFIG_DEBUG_INFO_BTF=y"
         )
-    command = [sys.executable, "-m", "spliffd.kernel.compile", str(uid), str(gid), btf]
+    # -P -s and cwd: nothing is imported from the folder or home of whoever started us
+    command = [sys.executable, "-P", "-s", "-m", "spliffd.kernel.compile", str(uid), str(gid), btf]
     try:
         done = subprocess.run(
-            command, capture_output=True, timeout=TIMEOUT_SECONDS, check=False, env=_environment()
+            command, capture_output=True, timeout=TIMEOUT_SECONDS, check=False, env=_environment(), cwd="/"
         )
     except subprocess.TimeoutExpired:
         raise HostError(

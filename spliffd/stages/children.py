@@ -92,7 +92,7 @@ class Child:
         self.ready.clear()
         self.gone.clear()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *self._command(theirs.fileno())],
+            [sys.executable, "-P", "-s", "-m", *self._command(theirs.fileno())],
             pass_fds=[theirs.fileno(), *self._fds()],
             env=environment(),
             stdin=subprocess.DEVNULL,
