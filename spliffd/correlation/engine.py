@@ -42,8 +42,11 @@ class Receiver(Protocol):
     ) -> None:
         """Bytes of a protocol that is not taken apart."""
 
-    def process(self, pid: int, start_ns: int, facts: ConnectionFacts) -> None:
-        """A connection was opened by this process: fill in what is known of it."""
+    def process(self, pid: int, start_ns: int, exec_id: int, facts: ConnectionFacts) -> None:
+        """A connection was opened by this process: fill in what is known of it.
+
+        ``exec_id`` changes when the process becomes another program.
+        """
 
     def on_body(self, connection: Connection) -> OnBody | None:
         """Where this connection's bodies go, None when nobody wants bodies."""
@@ -188,7 +191,7 @@ class Engine:
         self._processes.setdefault(process, set()).add(key)
         self._counters.add("connections_opened")
         connection.on_body = self._receiver.on_body(connection)
-        self._receiver.process(conn.tgid, conn.start_ns, facts)
+        self._receiver.process(conn.tgid, conn.start_ns, conn.exec_id, facts)
         self._fill_socket(connection, conn)
         return connection
 

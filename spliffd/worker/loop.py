@@ -69,7 +69,7 @@ class Loop:
         self._output = Output(counters)
         self._maker = FrameMaker(self._output, counters, number, self._who)
         self._engine = Engine(self._maker, counters, time.monotonic_ns())
-        self._processes: OrderedDict[tuple[int, int], ipc.ProcessFacts | None] = OrderedDict()
+        self._processes: OrderedDict[tuple[int, int], tuple[int, ipc.ProcessFacts | None]] = OrderedDict()
         self._running = True
         self._idle_poll = select.poll()
         self._rest_poll = select.poll()
@@ -237,24 +237,24 @@ class Loop:
         self._engine.wants_chunks = bool(demand.watchers and demand.messages)
         self._engine.watch_bodies()
 
-    def _who(self, pid: int, start_ns: int, facts: ConnectionFacts) -> None:
-        """Fills in what is known of a process; asks the supervisor once for each."""
-        key = (pid, start_ns)
-        if key in self._processes:
-            known = self._processes[key]
+    def _who(self, pid: int, start_ns: int, exec_id: int, facts: ConnectionFacts) -> None:
+        """Fills in what is known of a process; asks the supervisor once for each program it becomes."""
+        known_exec, known = self._processes.get((pid, start_ns), (-1, None))
+        if known_exec == exec_id:
             if known is not None:
                 _fill(facts, known)
             return
         while len(self._processes) >= KNOWN_PROCESSES:
             self._processes.popitem(last=False)
-        self._processes[key] = None
         try:
             self._control.send(ipc.encode(ipc.WhoIs(pid, start_ns)))
         except BlockingIOError:
-            del self._processes[key]  # the supervisor is busy: the next connection asks again
+            return  # the supervisor is busy: the next connection asks again
+        self._processes[pid, start_ns] = (exec_id, None)
 
     def _learn(self, known: ipc.ProcessFacts) -> None:
-        self._processes[known.pid, known.start_ns] = known
+        exec_id, _ = self._processes.get((known.pid, known.start_ns), (-1, None))
+        self._processes[known.pid, known.start_ns] = (exec_id, known)
         for facts in self._engine.facts_of(known.pid, known.start_ns):
             _fill(facts, known)
 

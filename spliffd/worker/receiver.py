@@ -18,7 +18,7 @@ from spliffd.worker.bodies import MAX_HELD, PART_BYTES, Bodies, Half
 from spliffd.worker.encode import connection_prefix, exchange_bytes, summary
 from spliffd.worker.output import Output
 
-AskWho = Callable[[int, int, ConnectionFacts], None]
+AskWho = Callable[[int, int, int, ConnectionFacts], None]
 
 
 class FrameMaker:
@@ -36,10 +36,10 @@ class FrameMaker:
         self.boot_offset_ns = 0
         """The same for times since boot (CLOCK_BOOTTIME)."""
 
-    def process(self, pid: int, start_ns: int, facts: ConnectionFacts) -> None:
+    def process(self, pid: int, start_ns: int, exec_id: int, facts: ConnectionFacts) -> None:
         """A new connection: times become absolute, and /proc is asked (by the supervisor)."""
         facts.process_start_ns = start_ns + self.boot_offset_ns
-        self._ask(pid, start_ns, facts)
+        self._ask(pid, start_ns, exec_id, facts)
 
     def exchange(self, connection: Connection, exchange: HttpExchange) -> None:
         """Serialises and hands on."""
