@@ -88,6 +88,7 @@ def _read_trailers(stream: Stream, message: HttpMessage, data: bytes, pos: int) 
             return BROKEN, pos
         return MORE, stream.keep(data, pos)
     headers = message.headers
+    message.ascii = False
     message.trailer_start = len(headers)
     headers += read_fields(data[pos:end].split(b"\n")).headers[: phase.MAX_HEADERS - len(headers)]
     message.overhead_size += behind - pos

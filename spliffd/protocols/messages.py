@@ -57,6 +57,7 @@ class HttpMessage:
         "_content_encoding",
         "_content_type",
         "_headers",
+        "ascii",
         "body_size",
         "decoded_size",
         "end_ns",
@@ -70,6 +71,8 @@ class HttpMessage:
 
     unread: bytes
     """A head (HTTP/1, start line first, without the LF of its last line) not yet read for its fields."""
+    ascii: bool
+    """Whether all headers are known to be ASCII; False says nothing. Whoever adds headers clears it."""
     start_ns: int
     """When the first byte of it was seen (of a response: of the final one, not of an interim one)."""
     end_ns: int
@@ -90,6 +93,7 @@ class HttpMessage:
 
     def __init__(self) -> None:
         self.unread = b""
+        self.ascii = False
         self.start_ns = 0
         self.end_ns = 0
         self.finished = False
@@ -111,6 +115,7 @@ class HttpMessage:
     @headers.setter
     def headers(self, headers: Headers) -> None:
         self.unread = b""
+        self.ascii = False
         self._headers = headers
 
     @property
@@ -136,6 +141,7 @@ class HttpMessage:
         self._content_encoding = value
 
     def _read(self) -> Fields:
+        self.ascii = self.unread.isascii()
         fields = read_fields(self.unread.split(b"\n")[1:])
         self.take_fields(fields)
         return fields

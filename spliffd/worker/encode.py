@@ -1,0 +1,326 @@
+"""Serialises an exchange once, for all watchers: protobuf's wire format written by hand.
+
+Takes what the correlation engine knows (``ConnectionFacts``) and what a parser read (``HttpExchange``);
+returns pieces of one serialised ``Exchange`` of proto/spliff.proto. Concatenating pieces merges them, so what
+is constant for a connection is encoded once and cached, bodies and the id are added by the api, and nothing
+is encoded twice. By hand because it is several times faster than building messages. Field numbers come from
+the generated descriptor, so they cannot drift from the contract.
+
+Strings of the wire are carried as they are when they are UTF-8, else as Latin-1 (proto strings must be
+UTF-8). Unknown values are left out. Never looks into bodies.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from google.protobuf.message import Message
+
+from spliffd.correlation.facts import ConnectionFacts
+from spliffd.ipc import Summary
+from spliffd.pb import spliff_pb2 as pb
+from spliffd.protocols.messages import (
+    COMPLETE,
+    GrpcFacts,
+    Headers,
+    HttpExchange,
+    HttpMessage,
+    HttpRequest,
+    HttpResponse,
+)
+from spliffd.protocols.protobuf import SMALL, Field, constants, size_table, to_utf8, varint, varint_field
+
+_E, _Q, _R = pb.Exchange, pb.Request, pb.Response
+
+
+def _lengths(message: type[Message], name: str) -> list[bytes]:
+    """Tag and length of a field, by length."""
+    return size_table(Field(message, name).tag)
+
+
+def _fields(message: type[Message], names: str) -> list[tuple[Field, str]]:
+    """Fields with the attributes that they take their values from: "name" or "field=attribute"."""
+    pairs = [name.partition("=") for name in names.split()]
+    return [(Field(message, field), attribute or field) for field, _, attribute in pairs]
+
+
+_PROCESS = _fields(
+    pb.Process,
+    "pid tid start_time_ns=process_start_ns comm exe cmdline ppid uid user cgroup unit container_id",
+)
+_LOCAL = _fields(pb.Endpoint, "address=local_address port=local_port")
+_REMOTE = _fields(pb.Endpoint, "address=remote_address port=remote_port")
+_CONNECTION = _fields(
+    pb.Connection,
+    "role family netns_cookie socket_cookie interface"
+    " packets_sent packets_received bytes_sent bytes_received",
+)
+_CORRELATION = _fields(pb.Correlation, "method=correlation_method confidence")
+_TLS = _fields(pb.Tls, "library version=tls_version cipher alpn sni handshake_ns ja4")
+_GRPC = _fields(pb.Grpc, "service method message request_messages response_messages encoding")
+_PROCESS_OF = Field(_E, "process")
+_CONNECTION_OF = Field(_E, "connection")
+_CORRELATION_OF = Field(_E, "correlation")
+_TLS_OF = Field(_E, "tls")
+_GRPC_OF = Field(_E, "grpc")
+_COMPLETENESS_OF = Field(_E, "completeness")
+_LOCAL_OF = Field(pb.Connection, "local")
+_REMOTE_OF = Field(pb.Connection, "remote")
+_PATH_OF = Field(pb.Connection, "path")
+_HOP = [Field(pb.PathHop, name) for name in ("interface", "hook", "packets")]
+_RESUMED = Field(pb.Tls, "resumed")
+_GRPC_STATUS = Field(pb.Grpc, "status")
+
+# Fields of an exchange, in the order in which they are written.
+_PROTOCOL = Field(_E, "protocol")
+_STREAM = Field(_E, "stream_id")
+_PART_KEY = Field(_E, "part_key")
+_START = Field(_E, "start_time_ns").tag
+_FIRST_BYTE = Field(_E, "first_byte_time_ns").tag
+_END = Field(_E, "end_time_ns").tag
+_DURATION = Field(_E, "duration_ns")
+_TO_FIRST_BYTE = Field(_E, "first_byte_ns")
+_REQUEST = _lengths(_E, "request")
+_RESPONSE = _lengths(_E, "response")
+_WIRE = Field(pb.Correlation, "wire")
+_ATTEMPTS = Field(pb.Correlation, "attempts")
+_LATENCY = Field(pb.Correlation, "latency_ns")
+_STATE = Field(pb.Completeness, "state")
+_MISSING = Field(pb.Completeness, "missing_bytes")
+_GAP = Field(pb.Completeness, "gap_offset")
+
+# Fields of both halves: the contract gives them the same numbers in Request and Response.
+_HALF = _fields(
+    _Q,
+    "headers body body_size content_type body_offset overhead_size decoded_size content_encoding version"
+    " trailer_start",
+)
+if any(field.tag != Field(_R, name).tag for field, name in _HALF):
+    raise ImportError("Request and Response differ in the numbers of their common fields")  # pragma: no cover
+_HEADER = _lengths(_Q, "headers")
+_NAME = _lengths(pb.Header, "name")
+_VALUE = _lengths(pb.Header, "value")
+_AUTHORITY = Field(_Q, "authority")
+_PATH = _lengths(_Q, "path")
+_BODY_SIZE = Field(_Q, "body_size")
+_CONTENT_TYPE = Field(_Q, "content_type")
+_OVERHEAD = Field(_Q, "overhead_size")
+_DECODED = Field(_Q, "decoded_size")
+_CONTENT_ENCODING = Field(_Q, "content_encoding")
+_TRAILERS = Field(_Q, "trailer_start")
+_INTERIM = Field(_R, "interim")
+_BODY = Field(_Q, "body")
+_BODY_OFFSET = Field(_Q, "body_offset")
+
+_request_constants = constants(
+    (Field(_Q, "method"), Field(_Q, "scheme"), Field(_Q, "version")),
+)
+_response_constants = constants((Field(_R, "status"), Field(_R, "reason"), Field(_R, "version")))
+
+_COMPLETE: Final = _COMPLETENESS_OF.encode(_STATE.encode(COMPLETE))
+_protocol_constants = constants((_PROTOCOL,))
+_wire_constants = constants((_WIRE,))
+_LOW_BITS: Final = 28
+"""Low bits of a time that are encoded afresh; what is above changes every 0.27 s and is cached."""
+_high = (-1, b"")
+
+
+def connection_prefix(facts: ConnectionFacts) -> bytes:
+    """The constant part: process, connection, correlation (method, confidence), tls. Cached in ``facts``."""
+    path = b""
+    for interface, hook, packets in facts.path:
+        hop = _HOP[0].encode(interface) + _HOP[1].encode(hook) + _HOP[2].encode(packets)
+        path += _PATH_OF.tag + varint(len(hop)) + hop
+    tls = _facts(facts, _TLS)
+    if facts.resumed is not None:
+        tls += _RESUMED.tag + varint(facts.resumed)
+    connection = (
+        _LOCAL_OF.encode(_facts(facts, _LOCAL))
+        + _REMOTE_OF.encode(_facts(facts, _REMOTE))
+        + _facts(facts, _CONNECTION)
+        + path
+    )
+    facts.prefix = prefix = (
+        _PROCESS_OF.encode(_facts(facts, _PROCESS))
+        + _CONNECTION_OF.encode(connection)
+        + _CORRELATION_OF.encode(_facts(facts, _CORRELATION))
+        + _TLS_OF.encode(tls)
+    )
+    return prefix
+
+
+def exchange_bytes(
+    facts: ConnectionFacts,
+    exchange: HttpExchange,
+    protocol: str,
+    wire: str,
+    attempts: int,
+    latency_ns: int,
+    wall_offset_ns: int,
+) -> tuple[bytes, bytes]:
+    """(public, secret): two pieces of one serialised Exchange, without id and bodies.
+
+    ``wall_offset_ns`` turns the parser's clock into nanoseconds since the epoch. ``secret`` is empty as long
+    as nothing is masked.
+    """
+    request, response = exchange.request, exchange.response
+    prefix = facts.prefix
+    parts = [connection_prefix(facts) if prefix is None else prefix, _protocol_constants(protocol)]
+    start = first_byte = 0
+    if request is not None:
+        start = request.start_ns
+        parts += (_START, _time(start + wall_offset_ns))
+        data = _request_bytes(request)
+        size = len(data)
+        parts += (_REQUEST[size] if size < SMALL else varint_field(_REQUEST[0], size), data)
+    if response is not None:
+        first_byte = exchange.first_byte_ns
+        data = _response_bytes(response)
+        size = len(data)
+        parts += (_RESPONSE[size] if size < SMALL else varint_field(_RESPONSE[0], size), data)
+    if first_byte and response is not None:
+        end = response.end_ns
+        parts += (_FIRST_BYTE, _time(first_byte + wall_offset_ns), _END, _time(end + wall_offset_ns))
+        if request is not None:
+            if end > start:
+                parts += (_DURATION.tag, varint(end - start))
+            if first_byte > start:
+                parts += (_TO_FIRST_BYTE.tag, varint(first_byte - start))
+    correlation = _wire_constants(wire)
+    if attempts or latency_ns:
+        correlation += _ATTEMPTS.encode(attempts) + _LATENCY.encode(latency_ns)
+    parts += (_CORRELATION_OF.tag, varint(len(correlation)), correlation)
+    if exchange.state == COMPLETE and not exchange.missing_bytes and not exchange.gap_offset:
+        parts.append(_COMPLETE)
+    else:
+        parts.append(_completeness(exchange))
+    if exchange.stream_id:
+        parts.append(_STREAM.encode(exchange.stream_id))
+    if exchange.part_key:
+        parts.append(_PART_KEY.encode(exchange.part_key))
+    if exchange.grpc is not None:
+        parts.append(_grpc(exchange.grpc))
+    return b"".join(parts), b""
+
+
+def summary(facts: ConnectionFacts, exchange: HttpExchange, protocol: str) -> Summary:
+    """The few facts that filters need."""
+    request, response = exchange.request, exchange.response
+    return Summary(
+        facts.pid,
+        facts.ppid,
+        facts.uid,
+        facts.comm,
+        facts.exe,
+        facts.user,
+        facts.unit,
+        facts.container_id,
+        facts.library,
+        protocol,
+        facts.local_port,
+        facts.remote_port,
+        facts.remote_address,
+        facts.sni,
+        request.authority if request is not None else "",
+        request.path if request is not None else "",
+        request.method if request is not None else "",
+        response.status if response is not None else 0,
+    )
+
+
+def body_piece(response: bool, offset: int, data: bytes) -> bytes:
+    """A serialised Exchange that holds nothing but body bytes from ``offset`` on."""
+    half = _BODY.tag + varint(len(data)) + data + _BODY_OFFSET.encode(offset)
+    return varint_field((_RESPONSE if response else _REQUEST)[0], len(half)) + half
+
+
+def _facts(facts: ConnectionFacts | GrpcFacts, fields: list[tuple[Field, str]]) -> bytes:
+    return b"".join([field.encode(getattr(facts, name)) for field, name in fields])
+
+
+def _request_bytes(request: HttpRequest) -> bytes:
+    path = to_utf8(request.path)
+    size = len(path)
+    parts = [
+        _request_constants(request.method, request.scheme, request.version),
+        _PATH[size] if size < SMALL else varint_field(_PATH[0], size),
+        path,
+        _AUTHORITY.encode(request.authority),
+    ]
+    _add_half(parts, request)
+    return b"".join(parts)
+
+
+def _response_bytes(response: HttpResponse) -> bytes:
+    parts = [_response_constants(response.status, response.reason, response.version)]
+    _add_half(parts, response)
+    if response.interim:
+        statuses = b"".join([varint(status) for status in response.interim])
+        parts += (_INTERIM.tag, varint(len(statuses)), statuses)
+    return b"".join(parts)
+
+
+def _add_half(parts: list[bytes], message: HttpMessage) -> None:
+    headers = message.headers
+    if message.ascii:
+        for name, value in headers:
+            a = len(name)
+            c = len(value)
+            if a < 128 and c < 1900:  # so that every length is in the tables, the name's in one byte
+                parts += (_HEADER[a + c + (4 if c < 128 else 5)], _NAME[a], name, _VALUE[c], value)
+            else:
+                _add_header(parts, name, value)
+    else:
+        _add_headers(parts, headers)
+    parts.append(_OVERHEAD.encode(message.overhead_size))
+    if message.body_size:
+        parts.append(_BODY_SIZE.encode(message.body_size))
+    if message.content_type:
+        parts.append(_CONTENT_TYPE.encode(message.content_type))
+    if message.content_encoding:
+        parts.append(_CONTENT_ENCODING.encode(message.content_encoding))
+    if message.decoded_size:
+        parts.append(_DECODED.encode(message.decoded_size))
+    if message.trailer_start is not None:
+        parts += (_TRAILERS.tag, varint(message.trailer_start))
+
+
+def _add_headers(parts: list[bytes], headers: Headers) -> None:
+    """Headers of which it is not known that they are ASCII."""
+    for name, value in headers:
+        _add_header(
+            parts,
+            name if name.isascii() else to_utf8(name),
+            value if value.isascii() else to_utf8(value),
+        )
+
+
+def _add_header(parts: list[bytes], name: bytes, value: bytes) -> None:
+    head = varint_field(_NAME[0], len(name)) + name + varint_field(_VALUE[0], len(value))
+    parts += (varint_field(_HEADER[0], len(head) + len(value)), head, value)
+
+
+def _completeness(exchange: HttpExchange) -> bytes:
+    return _COMPLETENESS_OF.encode(
+        _STATE.encode(exchange.state)
+        + _MISSING.encode(exchange.missing_bytes)
+        + _GAP.encode(exchange.gap_offset or 0)
+    )
+
+
+def _grpc(grpc: GrpcFacts) -> bytes:
+    data = _facts(grpc, _GRPC)
+    if grpc.status is not None:
+        data += _GRPC_STATUS.tag + varint(grpc.status)
+    return _GRPC_OF.tag + varint(len(data)) + data
+
+
+def _time(ns: int) -> bytes:
+    """A varint of a time since the epoch, whose high part is cached."""
+    global _high
+    high = ns >> _LOW_BITS
+    if high <= 0:
+        return varint(ns)
+    if high != _high[0]:
+        _high = (high, varint(high))
+    return bytes((ns & 127 | 128, ns >> 7 & 127 | 128, ns >> 14 & 127 | 128, ns >> 21 & 127 | 128)) + _high[1]
