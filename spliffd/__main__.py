@@ -17,11 +17,11 @@ from spliffd.errors import SpliffError, UsageError
 
 EXAMPLES = """\
 examples:
-  sudo spliffd                                  the whole host, in the foreground
-  sudo spliffd doctor                           what this host lacks, and the remedy
+  sudo spliffd                           the whole host, in the foreground
+  sudo spliffd doctor                    what this host lacks, and the remedy
   sudo spliffd --scope-cgroup /sys/fs/cgroup/system.slice/nginx.service
-  spliffd config show                           every setting with its default
-  spliffctl watch --pid 1234                    (another terminal) see what it says
+  spliffd config show                    every setting with its default
+  spliffctl watch --pid 1234             (another terminal) see what it says
 """
 
 
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of the contract."""
     parse = argparse.ArgumentParser(
         prog="spliffd",
-        description="Shows what this host says over TLS, decrypted, tied to process, socket and packets.",
+        description="Shows what this host says over TLS: decrypted, tied to process and packets.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -107,8 +107,14 @@ def load(path: Path | None) -> Config:
         if path is None:
             return Config()
         raise UsageError(f"{wanted}: no such file", "check --config") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{wanted}: cannot be read: {error}") from None
+    except OSError as error:
+        raise UsageError(
+            f"{wanted}: cannot be read: {error.strerror}", "make it a file that root may read"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{wanted}: not UTF-8 text, from byte {error.start} on", "save it as UTF-8, as TOML demands"
+        ) from None
     return parse(text, str(wanted))
 
 

@@ -104,9 +104,11 @@ class Supervisor:
         return 0
 
     def _accounts(self) -> tuple[int, int, int]:
-        for check in (doctor.root(), doctor.btf(doctor.Host.here().btf)):
-            if check.state is doctor.State.MISSING:
-                raise HostError(f"{check.name}: {check.detail}", check.remedy)
+        if os.geteuid():
+            raise HostError(f"needs root, but runs as user {os.geteuid()}", "start it with sudo")
+        check = doctor.btf(doctor.Host.here().btf)
+        if check.state is doctor.State.MISSING:
+            raise HostError(f"{check.name}: {check.detail}", check.remedy)
         access = self.config.access
         check = doctor.account(access.user, access.group)
         if check.state is doctor.State.MISSING:
@@ -141,8 +143,10 @@ class Supervisor:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listener = socket.create_server((host, port), family=family, backlog=16)
         except OSError as error:
+            # Python repeats the address behind the reason, in brackets.
+            reason = (error.strerror or str(error)).partition(" (")[0]
             raise FailedError(
-                f"metrics: {self.config.metrics.listen}: {error.strerror}",
+                f"metrics: {self.config.metrics.listen}: {reason}",
                 "free the port, or set metrics.listen (--metrics ADDR:PORT, or off)",
             ) from None
         listener.setblocking(False)

@@ -27,8 +27,9 @@ RESTART_SECONDS = (0.05, 0.2, 1.0, 5.0)
 
 STABLE_SECONDS = 60.0
 
-SILENT_SECONDS = 30.0
-"""A child that has not answered for so long is hung: three times what a drain may take."""
+SILENT_SECONDS = 15.0
+"""A child that has not answered for so long is hung: three times what a drain may take. It is killed, and
+back, within the unit's WatchdogSec=30, so that systemd need not end the whole daemon for it."""
 
 _DATAGRAM = 1 << 20
 
@@ -73,6 +74,7 @@ class Child:
         self._failures = 0
         self._since = 0.0
         self._heard = 0.0
+        self._asked = 0.0
         self._stopping = False
         self.ready = asyncio.Event()
         self.failure: ipc.Failed | None = None
@@ -101,7 +103,7 @@ class Child:
         )
         theirs.close()
         self._link = ours
-        self._since = self._heard = time.monotonic()
+        self._since = self._heard = self._asked = time.monotonic()
         asyncio.get_running_loop().add_reader(ours.fileno(), self._read)
 
     def send(self, message: ipc.ToChild, fds: list[int] | None = None) -> None:
@@ -170,13 +172,18 @@ class Child:
             self.start()
 
     def ping(self, number: int) -> bool:
-        """Asks for a sign of life; kills a child that gave none for too long. True when it is alive."""
+        """Asks for a sign of life; True when it has answered since it was asked last.
+
+        A child that gave no answer for too long is killed, and so restarted.
+        """
+        alive = self._process is not None and self._heard >= self._asked
         silent = time.monotonic() - self._heard
         if self._process is not None and silent > SILENT_SECONDS:
             log.error("child does not answer, killing it", child=self.name, silent_seconds=round(silent))
             self._process.kill()
+        self._asked = time.monotonic()
         self.send(ipc.Ping(number))
-        return self._process is not None and silent <= SILENT_SECONDS
+        return alive
 
     async def stop(self, seconds: float) -> None:
         """Asks it to finish; kills it when it does not within ``seconds``."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from spliffd.kernel import records
 from tests.kernel.test_every_byte import client, serve
 from tests.support.lab import PYTHON, Lab
+from tests.support.leftovers import leftovers
 from tests.support.tracer import Tracer, streams
 
 MIB = 1 << 20
@@ -211,28 +211,6 @@ def test_cookie_map_follows_sockets(lab: Lab):
 
         assert (counted["sockets_active"], counted["sockets_passive"]) == (1, 1)
         assert tracer.cookies() <= 1  # the side that closed first may still be in TIME_WAIT
-
-
-def leftovers() -> dict[str, str]:
-    """What could be left in the kernel: links, programs, cgroup programs, uprobe_events, XDP and TC."""
-    commands = {
-        "links": ["bpftool", "-j", "link", "show"],
-        "programs": ["bpftool", "-j", "prog", "show"],
-        "maps": ["bpftool", "-j", "map", "show"],
-        "cgroup": ["bpftool", "-j", "cgroup", "tree"],
-        "net": ["bpftool", "-j", "net", "show"],
-        "xdp": ["ip", "-d", "link", "show"],
-        "qdisc": ["tc", "qdisc", "show"],
-    }
-    found = {
-        name: subprocess.run(c, capture_output=True, text=True, check=False).stdout
-        for name, c in commands.items()
-    }
-    for folder in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing"):
-        events = Path(folder) / "uprobe_events"
-        if events.exists():
-            found["uprobe_events"] = events.read_text()
-    return found
 
 
 HOLD = """

@@ -37,6 +37,7 @@ class Daemon:
             file = lab.folder / "spliffd.toml"
             file.write_text(config)
             arguments += ["--config", str(file)]
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0  # what earlier ones wrote
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*arguments, *options],
@@ -61,7 +62,7 @@ class Daemon:
 
     def text(self) -> str:
         """Its log so far."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
+        return self.log.read_bytes()[self._log_start :].decode(errors="replace")
 
     def stop(self) -> str:
         """Ends it politely; returns its log, which closes with the statistics block."""
