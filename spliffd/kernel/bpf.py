@@ -32,6 +32,9 @@ _UPROBE_MULTI_RETURN = 1
 ATTR_BYTES = 144
 """Size of union bpf_attr that covers every field used here; the kernel accepts larger and zero."""
 
+_LOAD_ATTEMPTS = 5
+"""A signal that arrives while the verifier works makes it give up with EAGAIN (kernel/bpf/verifier.c)."""
+
 _LOG_BYTES = 1 << 20
 """Room for the verifier's complaint: only its tail is shown."""
 
@@ -144,6 +147,11 @@ def prog_load(kind: int, code: bytes, name: str, attach_type: int = 0, btf_id: i
             attach_type,
         )
         struct.pack_into("=I", attr, 108, btf_id)
+        for _ in range(_LOAD_ATTEMPTS - 1):
+            try:
+                return _call(_PROG_LOAD, attr)
+            except BlockingIOError:
+                continue  # EAGAIN
         return _call(_PROG_LOAD, attr)
 
     try:
