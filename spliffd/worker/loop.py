@@ -42,6 +42,10 @@ DRAIN_SECONDS = 2.0
 KNOWN_PROCESSES = 4096
 """Processes whose facts are kept: far more than ones that speak TLS at a time; 1 KiB each."""
 
+FIRST_DEMAND_SECONDS = 1.0
+"""How long a new worker leaves the ring alone until it knows who watches: the link comes 10 ms after Ready,
+unless the api is being restarted too, and then there is nobody who watches."""
+
 _CONTROL_BYTES = 1 << 20
 
 
@@ -71,6 +75,7 @@ class Loop:
         self._engine = Engine(self._maker, counters, time.monotonic_ns())
         self._processes: OrderedDict[tuple[int, int], tuple[int, ipc.ProcessFacts | None]] = OrderedDict()
         self._running = True
+        self._demanded = False
         self._idle_poll = select.poll()
         self._rest_poll = select.poll()
         self._idle_poll.register(ring.fd, select.POLLIN)
@@ -87,6 +92,7 @@ class Loop:
         n_records, n_passes = counters.index("records"), counters.index("iterations")
         ring, engine, output = self._ring, self._engine, self._output
         empty = full = 0
+        self._await_first_demand()
         self._clock()
         while self._running:
             positions = ring.drain(BUDGET)
@@ -121,6 +127,12 @@ class Loop:
                 empty = 0
             self._clock()
         self._drain()
+
+    def _await_first_demand(self) -> None:
+        """What came into the ring while there was no worker belongs to those who watch already."""
+        deadline = time.monotonic() + FIRST_DEMAND_SECONDS
+        while self._running and not self._demanded and (left := deadline - time.monotonic()) > 0:
+            self._links(self._rest_poll.poll(left * 1000))
 
     def _drain(self) -> None:
         deadline = time.monotonic() + DRAIN_SECONDS
@@ -233,6 +245,7 @@ class Loop:
                 self._output.acknowledge()
 
     def _demand(self, demand: ipc.Demand) -> None:
+        self._demanded = True
         self._maker.demand = demand
         self._engine.wants_chunks = bool(demand.watchers and demand.messages)
         self._engine.watch_bodies()
