@@ -1,0 +1,1 @@
+"""Side-by-side measurements of spliff, one command: ``python -m bench``."""
