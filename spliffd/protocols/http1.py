@@ -71,7 +71,11 @@ class Http1(Reader):
             pos = self._read_head(stream, data, 0, now)
         if pos < len(data):
             self._run(stream, data, pos, now)
-        return self._finished() if self._out else NOTHING
+        if not self._out:
+            return NOTHING
+        out = self._out[:]
+        self._out.clear()
+        return out
 
     def gap(self, direction: int, size: int, now: int) -> Sequence[HttpExchange]:
         """``size`` bytes of the direction are lost here; returns the exchanges that this ended."""

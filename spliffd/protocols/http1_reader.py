@@ -148,12 +148,12 @@ class Reader:
         return self._begin_response(stream, message, fields.framing, data, pos, behind, now)
 
     def _begin_request(
-        self, stream: Stream, request: HttpRequest, framing: int, data: bytes, pos: int, behind: int, now: int
+        self, stream: Stream, request: HttpRequest, framing: int, data: bytes, pos: int, end: int, now: int
     ) -> int:
-        """A request's head was read: ``data[pos:behind]``. Returns where reading goes on."""
+        """A request's head was read: ``data[pos:end]``. Returns where reading goes on."""
         request.start_ns = stream.start_ns or now
         stream.start_ns = 0
-        request.overhead_size = behind - pos
+        request.overhead_size = end - pos
         exchange = stream.exchange
         if exchange is None:
             exchange = self.pairing.request(request)
@@ -164,22 +164,15 @@ class Reader:
         if stream.cut:
             stream.cut = False
             exchange.mark(TRUNCATED)
-        return self._enter_body(stream, exchange, request, framing, data, behind, now)
+        return self._enter_body(stream, exchange, request, framing, data, end, now)
 
     def _begin_response(
-        self,
-        stream: Stream,
-        response: HttpResponse,
-        framing: int,
-        data: bytes,
-        pos: int,
-        behind: int,
-        now: int,
+        self, stream: Stream, response: HttpResponse, framing: int, data: bytes, pos: int, end: int, now: int
     ) -> int:
-        """A response's head was read: ``data[pos:behind]``. Returns where reading goes on."""
+        """A response's head was read: ``data[pos:end]``. Returns where reading goes on."""
         response.start_ns = stream.start_ns or now
         stream.start_ns = 0
-        response.overhead_size = behind - pos
+        response.overhead_size = end - pos
         status = response.status
         exchange = self._take_turn(stream, response)
         if stream.cut:
@@ -188,17 +181,17 @@ class Reader:
         method = exchange.request.method if exchange.request is not None else ""
         if status < 200:
             if status == 101:
-                return self._switch(stream, exchange, response, data, behind, now)
+                return self._switch(stream, exchange, response, data, end, now)
             response.end_ns = now
-            return behind
+            return end
         if method == "CONNECT" and status < 300:
-            return self._switch(stream, exchange, response, data, behind, now)
+            return self._switch(stream, exchange, response, data, end, now)
         if status in (204, 304) or method == "HEAD":
             framing = 0
-        behind = self._enter_body(stream, exchange, response, framing, data, behind, now)
-        if self._streams[REQUEST].phase == phase.HOLD:
-            self._release(now)
-        return behind
+        end = self._enter_body(stream, exchange, response, framing, data, end, now)
+        if self._streams[REQUEST].phase == phase.HOLD and not self.pairing.waiting:
+            self._release(now)  # this was the answer to the request to switch, the last one
+        return end
 
     def _enter_body(
         self,

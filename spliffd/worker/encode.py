@@ -22,7 +22,6 @@ from spliffd.pb import spliff_pb2 as pb
 from spliffd.protocols.messages import (
     COMPLETE,
     GrpcFacts,
-    Headers,
     HttpExchange,
     HttpMessage,
     HttpRequest,
@@ -78,8 +77,8 @@ _PART_KEY = Field(_E, "part_key")
 _START = Field(_E, "start_time_ns").tag
 _FIRST_BYTE = Field(_E, "first_byte_time_ns").tag
 _END = Field(_E, "end_time_ns").tag
-_DURATION = Field(_E, "duration_ns")
-_TO_FIRST_BYTE = Field(_E, "first_byte_ns")
+_DURATION = Field(_E, "duration_ns").tag
+_TO_FIRST_BYTE = Field(_E, "first_byte_ns").tag
 _REQUEST = _lengths(_E, "request")
 _RESPONSE = _lengths(_E, "response")
 _WIRE = Field(pb.Correlation, "wire")
@@ -102,9 +101,8 @@ _NAME = _lengths(pb.Header, "name")
 _VALUE = _lengths(pb.Header, "value")
 _AUTHORITY = Field(_Q, "authority")
 _PATH = _lengths(_Q, "path")
-_BODY_SIZE = Field(_Q, "body_size")
-_CONTENT_TYPE = Field(_Q, "content_type")
-_OVERHEAD = Field(_Q, "overhead_size")
+_BODY_SIZE = Field(_Q, "body_size").tag
+_OVERHEAD = Field(_Q, "overhead_size").tag
 _DECODED = Field(_Q, "decoded_size")
 _CONTENT_ENCODING = Field(_Q, "content_encoding")
 _TRAILERS = Field(_Q, "trailer_start")
@@ -117,9 +115,14 @@ _request_constants = constants(
 )
 _response_constants = constants((Field(_R, "status"), Field(_R, "reason"), Field(_R, "version")))
 
-_COMPLETE: Final = _COMPLETENESS_OF.encode(_STATE.encode(COMPLETE))
-_protocol_constants = constants((_PROTOCOL,))
-_wire_constants = constants((_WIRE,))
+_COMPLETE: Final = _STATE.encode(COMPLETE)
+MAX_USUAL: Final = 64
+"""Combinations of protocol and wire hook remembered; there are 15."""
+_type_constants = constants((Field(_Q, "content_type"),))
+_authority_constants = constants((_AUTHORITY,))
+_usual_constants: dict[tuple[str, str], bytes] = {}
+"""Protocol, correlation and completeness of exchanges that are complete and never waited, by (protocol,
+wire), which both come from the engine's own short lists."""
 _LOW_BITS: Final = 28
 """Low bits of a time that are encoded afresh; what is above changes every 0.27 s and is cached."""
 _high = (-1, b"")
@@ -165,7 +168,7 @@ def exchange_bytes(
     """
     request, response = exchange.request, exchange.response
     prefix = facts.prefix
-    parts = [connection_prefix(facts) if prefix is None else prefix, _protocol_constants(protocol)]
+    parts = [connection_prefix(facts) if prefix is None else prefix]
     start = first_byte = 0
     if request is not None:
         start = request.start_ns
@@ -183,17 +186,13 @@ def exchange_bytes(
         parts += (_FIRST_BYTE, _time(first_byte + wall_offset_ns), _END, _time(end + wall_offset_ns))
         if request is not None:
             if end > start:
-                parts += (_DURATION.tag, varint(end - start))
+                parts += (_DURATION, varint(end - start))
             if first_byte > start:
-                parts += (_TO_FIRST_BYTE.tag, varint(first_byte - start))
-    correlation = _wire_constants(wire)
-    if attempts or latency_ns:
-        correlation += _ATTEMPTS.encode(attempts) + _LATENCY.encode(latency_ns)
-    parts += (_CORRELATION_OF.tag, varint(len(correlation)), correlation)
-    if exchange.state == COMPLETE and not exchange.missing_bytes and not exchange.gap_offset:
-        parts.append(_COMPLETE)
-    else:
-        parts.append(_completeness(exchange))
+                parts += (_TO_FIRST_BYTE, varint(first_byte - start))
+    usual = _usual_constants.get((protocol, wire))
+    if usual is None or attempts or latency_ns or exchange.state != COMPLETE or exchange.gap_offset:
+        usual = _how_it_went(exchange, protocol, wire, attempts, latency_ns)
+    parts.append(usual)
     if exchange.stream_id:
         parts.append(_STREAM.encode(exchange.stream_id))
     if exchange.part_key:
@@ -245,7 +244,7 @@ def _request_bytes(request: HttpRequest) -> bytes:
         _request_constants(request.method, request.scheme, request.version),
         _PATH[size] if size < SMALL else varint_field(_PATH[0], size),
         path,
-        _AUTHORITY.encode(request.authority),
+        _authority_constants(request.authority),
     ]
     _add_half(parts, request)
     return b"".join(parts)
@@ -262,21 +261,24 @@ def _response_bytes(response: HttpResponse) -> bytes:
 
 def _add_half(parts: list[bytes], message: HttpMessage) -> None:
     headers = message.headers
-    if message.ascii:
-        for name, value in headers:
-            a = len(name)
-            c = len(value)
-            if a < 128 and c < 1900:  # so that every length is in the tables, the name's in one byte
-                parts += (_HEADER[a + c + (4 if c < 128 else 5)], _NAME[a], name, _VALUE[c], value)
-            else:
-                _add_header(parts, name, value)
-    else:
-        _add_headers(parts, headers)
-    parts.append(_OVERHEAD.encode(message.overhead_size))
+    if not message.ascii:
+        headers = [
+            (name if name.isascii() else to_utf8(name), value if value.isascii() else to_utf8(value))
+            for name, value in headers
+        ]
+    for name, value in headers:
+        a = len(name)
+        c = len(value)
+        if a < 128 and c < 1900:  # so that every length is in the tables, the name's in one byte
+            parts += (_HEADER[a + c + (4 if c < 128 else 5)], _NAME[a], name, _VALUE[c], value)
+        else:
+            head = varint_field(_NAME[0], a) + name + varint_field(_VALUE[0], c)
+            parts += (varint_field(_HEADER[0], len(head) + c), head, value)
+    parts += (_OVERHEAD, varint(message.overhead_size))
     if message.body_size:
-        parts.append(_BODY_SIZE.encode(message.body_size))
+        parts += (_BODY_SIZE, varint(message.body_size))
     if message.content_type:
-        parts.append(_CONTENT_TYPE.encode(message.content_type))
+        parts.append(_type_constants(message.content_type))
     if message.content_encoding:
         parts.append(_CONTENT_ENCODING.encode(message.content_encoding))
     if message.decoded_size:
@@ -285,27 +287,22 @@ def _add_half(parts: list[bytes], message: HttpMessage) -> None:
         parts += (_TRAILERS.tag, varint(message.trailer_start))
 
 
-def _add_headers(parts: list[bytes], headers: Headers) -> None:
-    """Headers of which it is not known that they are ASCII."""
-    for name, value in headers:
-        _add_header(
-            parts,
-            name if name.isascii() else to_utf8(name),
-            value if value.isascii() else to_utf8(value),
-        )
-
-
-def _add_header(parts: list[bytes], name: bytes, value: bytes) -> None:
-    head = varint_field(_NAME[0], len(name)) + name + varint_field(_VALUE[0], len(value))
-    parts += (varint_field(_HEADER[0], len(head) + len(value)), head, value)
-
-
-def _completeness(exchange: HttpExchange) -> bytes:
-    return _COMPLETENESS_OF.encode(
+def _how_it_went(exchange: HttpExchange, protocol: str, wire: str, attempts: int, latency_ns: int) -> bytes:
+    """Protocol, correlation (what the prefix does not say) and completeness."""
+    correlation = _WIRE.encode(wire) + _ATTEMPTS.encode(attempts) + _LATENCY.encode(latency_ns)
+    completeness = (
         _STATE.encode(exchange.state)
         + _MISSING.encode(exchange.missing_bytes)
         + _GAP.encode(exchange.gap_offset or 0)
     )
+    data = (
+        _PROTOCOL.encode(protocol)
+        + _CORRELATION_OF.encode(correlation)
+        + _COMPLETENESS_OF.encode(completeness)
+    )
+    if completeness == _COMPLETE and not attempts and not latency_ns and len(_usual_constants) < MAX_USUAL:
+        _usual_constants[protocol, wire] = data
+    return data
 
 
 def _grpc(grpc: GrpcFacts) -> bytes:

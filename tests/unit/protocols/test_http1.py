@@ -350,6 +350,15 @@ def test_refused_upgrade_goes_on_with_http():
     assert player.parser.upgraded == ""
 
 
+def test_an_upgrade_behind_another_request_waits_for_its_own_response():
+    player = Player().up(GET + b"GET /ws HTTP/1.1\r\nUpgrade: websocket\r\n\r\n" + b"\x81\x80early")
+    player.down(OK).down(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+
+    assert player.lines() == ["GET /a 200 complete", "GET /ws 101 complete"]
+    assert player.parser.upgraded == "websocket"
+    assert player.parser.take_rest(REQUEST) == b"\x81\x80early"
+
+
 def test_upgrade_insecure_requests_is_no_upgrade():
     player = Player().up(GET.replace(b"\r\n\r\n", b"\r\nUpgrade-Insecure-Requests: 1\r\n\r\n")).up(GET)
 
