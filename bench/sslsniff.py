@@ -67,7 +67,8 @@ class Event(ctypes.Structure):
 
     _fields_ = (
         ("time", ctypes.c_uint64), ("took", ctypes.c_uint64),
-        ("pid", ctypes.c_uint32), ("tid", ctypes.c_uint32), ("size", ctypes.c_int32), ("op", ctypes.c_int32), ("comm", ctypes.c_char * 16),
+        ("pid", ctypes.c_uint32), ("tid", ctypes.c_uint32),
+        ("size", ctypes.c_int32), ("op", ctypes.c_int32), ("comm", ctypes.c_char * 16),
         ("data", ctypes.c_uint8 * 8192),
     )  # fmt: skip
 

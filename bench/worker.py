@@ -46,6 +46,7 @@ _SO_SNDBUFFORCE = 32
 class Rung:
     """One offered rate, and what became of it."""
 
+    asked: int
     offered: float
     """Exchanges a second, as really made."""
     made: int
@@ -137,7 +138,7 @@ class Bench:
         busy = cpu_ns([self.worker.pid]) - cpu
         seen = self._seen() - seen
         return Rung(
-            made / took, made, seen, self._lost() - lost, behind, busy / 1000 / max(1, seen),
+            rate, made / took, made, seen, self._lost() - lost, behind, busy / 1000 / max(1, seen),
             busy / 1e9 / (took + behind), producer, seen_at_end / took,
         )  # fmt: skip
 
@@ -186,7 +187,8 @@ def measure() -> list[Figure]:
             rung = bench.rung(rate)
             say(
                 f"   {rung.offered:9,.0f}/s offered, {rung.cpu_us:5.1f} us each,"
-                f" {100 * rung.load:5.1f} % of a CPU, {rung.lost_records} records lost, {rung.behind * 1000:.0f} ms behind"
+                f" {100 * rung.load:5.1f} % of a CPU, {rung.lost_records} records lost,"
+                f" {rung.behind * 1000:.0f} ms behind"
             )
             rungs.append(rung)
     finally:
@@ -220,7 +222,7 @@ def figures(rungs: list[Rung], most: Rung) -> list[Figure]:
     rows += [
         Figure(part, f"CPU of one exchange at {rung.offered:,.0f}/s", rung.cpu_us, "us")
         for rung in rungs
-        if any(abs(rung.offered - rate) < rate / 50 for rate in FIXED)
+        if rung.asked in FIXED
     ]
     rows.append(Figure(part, "CPU of one exchange at saturation", most.cpu_us, "us", target="<= 25"))
     rows.append(Figure(part, "CPU of two records in the kernel (producer)", best.producer_ns, "ns"))
