@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spliffd.protocols.http1_fields import Fields, Headers, read_fields
+from spliffd.protocols.http1_fields import Fields, Headers, fields_of
 
 __all__ = [
     "ABORTED",
@@ -61,6 +61,7 @@ class HttpMessage:
         "body_size",
         "decoded_size",
         "end_ns",
+        "fields",
         "finished",
         "overhead_size",
         "start_ns",
@@ -71,6 +72,8 @@ class HttpMessage:
 
     unread: bytes
     """A head (HTTP/1, start line first, without the LF of its last line) not yet read for its fields."""
+    fields: Fields | None
+    """What ``headers`` came from, shared with other messages; None when they are this message's own."""
     ascii: bool
     """Whether all headers are known to be ASCII; False says nothing. Whoever adds headers clears it."""
     start_ns: int
@@ -93,6 +96,7 @@ class HttpMessage:
 
     def __init__(self) -> None:
         self.unread = b""
+        self.fields = None
         self.ascii = False
         self.start_ns = 0
         self.end_ns = 0
@@ -115,6 +119,7 @@ class HttpMessage:
     @headers.setter
     def headers(self, headers: Headers) -> None:
         self.unread = b""
+        self.fields = None
         self.ascii = False
         self._headers = headers
 
@@ -141,9 +146,10 @@ class HttpMessage:
         self._content_encoding = value
 
     def _read(self) -> Fields:
-        self.ascii = self.unread.isascii()
-        fields = read_fields(self.unread.split(b"\n")[1:])
+        fields = fields_of(self.unread)
         self.take_fields(fields)
+        self.fields = fields
+        self.ascii = fields.ascii
         return fields
 
     def take_fields(self, fields: Fields) -> None:

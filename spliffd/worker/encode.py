@@ -22,6 +22,7 @@ from spliffd.pb import spliff_pb2 as pb
 from spliffd.protocols.messages import (
     COMPLETE,
     GrpcFacts,
+    Headers,
     HttpExchange,
     HttpMessage,
     HttpRequest,
@@ -260,12 +261,31 @@ def _response_bytes(response: HttpResponse) -> bytes:
 
 
 def _add_half(parts: list[bytes], message: HttpMessage) -> None:
-    headers = message.headers
+    headers = message.headers  # reads them; from here on `fields` says whether they are shared
+    fields = message.fields
+    if fields is not None:
+        if not fields.encoded:
+            fields.encoded = _encode_headers(headers, message)
+        parts.append(fields.encoded)
+    else:
+        parts.append(_encode_headers(headers, message))
+    parts += (_OVERHEAD, varint(message.overhead_size))
+    if message.body_size:
+        parts += (_BODY_SIZE, varint(message.body_size))
+    if message.decoded_size:
+        parts.append(_DECODED.encode(message.decoded_size))
+    if message.trailer_start is not None:
+        parts += (_TRAILERS.tag, varint(message.trailer_start))
+
+
+def _encode_headers(headers: Headers, message: HttpMessage) -> bytes:
+    """The header list, and what is said beside it of Content-Type and Content-Encoding."""
     if not message.ascii:
         headers = [
             (name if name.isascii() else to_utf8(name), value if value.isascii() else to_utf8(value))
             for name, value in headers
         ]
+    parts: list[bytes] = []
     for name, value in headers:
         a = len(name)
         c = len(value)
@@ -274,17 +294,11 @@ def _add_half(parts: list[bytes], message: HttpMessage) -> None:
         else:
             head = varint_field(_NAME[0], a) + name + varint_field(_VALUE[0], c)
             parts += (varint_field(_HEADER[0], len(head) + c), head, value)
-    parts += (_OVERHEAD, varint(message.overhead_size))
-    if message.body_size:
-        parts += (_BODY_SIZE, varint(message.body_size))
     if message.content_type:
         parts.append(_type_constants(message.content_type))
     if message.content_encoding:
         parts.append(_CONTENT_ENCODING.encode(message.content_encoding))
-    if message.decoded_size:
-        parts.append(_DECODED.encode(message.decoded_size))
-    if message.trailer_start is not None:
-        parts += (_TRAILERS.tag, varint(message.trailer_start))
+    return b"".join(parts)
 
 
 def _how_it_went(exchange: HttpExchange, protocol: str, wire: str, attempts: int, latency_ns: int) -> bytes:
