@@ -152,14 +152,14 @@ class Watch:
         """A whole body: parts first, then what the exchange carries; holes raise."""
         message = exchange.response if response else exchange.request
         pieces = list(self.parts.get(exchange.part_key, {}).get(response, []))
-        data = b""
+        data = bytearray()
         for piece in pieces:
             assert piece.offset == len(data), f"hole in the body at {len(data)}: next part at {piece.offset}"
             data += piece.data
         if message.body:
             assert message.body_offset == len(data), f"hole in the body at {len(data)}"
             data += message.body
-        return data
+        return bytes(data)
 
     def stop(self) -> None:
         """Ends the stream."""
