@@ -27,7 +27,8 @@ class Weight:
         self.by_name: dict[str, tuple[int, int]] = {"supervisor": memory_kib(daemon.process.pid)}
         for pid, command in descendants(daemon.process.pid).items():
             name = "inspector" if "inspector" in command else command.removeprefix("spliffd: ").strip()
-            self.by_name[name] = memory_kib(pid)
+            if any(weight := memory_kib(pid)):  # a process that has just ended weighs nothing
+                self.by_name[name] = weight
         self.rings = sum(ring_kib(pid) for pid in (daemon.process.pid, *descendants(daemon.process.pid)))
 
     def figures(self, part: str, when: str, target: str = "") -> list[Figure]:

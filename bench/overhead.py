@@ -161,11 +161,10 @@ def figures(rounds: Rounds) -> list[Figure]:
     rows[1].note = f"probes: {rounds.placement}"
     for case in cases[1:]:
         kept = [100 * rate / b for rate, b in zip(of(case, lambda run: run.rate), bare, strict=True)]
-        target = ">= 40" if case == BOTH else ""
         note = "; ".join(rounds.sniffed) if case == SNIFF else ""
-        rows.append(median(part, f"kept: {case}", kept, "%", target=target, note=note))
+        rows.append(median(part, f"kept: {case}", kept, "%", note=note))
     for case in SPLIFFD:
-        rows += account(part, case, rounds.runs[case], rounds.readings[case])
+        rows += account(part, case, rounds.runs[case], rounds.readings[case], bare)
     rows += [
         median(part, f"nginx CPU per request: {case}", of(case, lambda run: run.server_us), "us")
         for case in cases
@@ -173,12 +172,15 @@ def figures(rounds: Rounds) -> list[Figure]:
     return rows
 
 
-def account(part: str, case: str, runs: list[Run], readings: list[Reading]) -> list[Figure]:
+def account(
+    part: str, case: str, runs: list[Run], readings: list[Reading], bare: list[float]
+) -> list[Figure]:
     """Exchanges seen and records lost against requests made, and the daemon's CPU for them.
 
     A request or a response of this size is one record at each end: records read and records lost must be
     two for each request made. At wrk's end up to one request a connection is under way: taken by nginx,
-    never finished by wrk.
+    never finished by wrk. "Kept and seen" is what the promise is about: a server that runs fast because
+    spliff does not keep up with it has kept nothing worth having.
     """
     made = [run.served + (run.finished if case != SERVER else 0) for run in runs]
     seen = [100 * reading.exchanges / m for reading, m in zip(readings, made, strict=True)]
@@ -188,8 +190,10 @@ def account(part: str, case: str, runs: list[Run], readings: list[Reading]) -> l
         for m, r in zip(made, readings, strict=True)
     ]
     cpu = [reading.cpu_ns / 1e6 / max(1, reading.exchanges) * 1000 for reading in readings]
+    both = [s * run.rate / b for s, run, b in zip(seen, runs, bare, strict=True)]
     target = ">= 99.9" if case == BOTH else ""
     return [
+        median(part, f"kept and seen: {case}", both, "%", target=">= 40" if case == BOTH else ""),
         median(part, f"seen: {case}", seen, "%", target=target, note="\n      ".join(notes)),
         median(part, f"seen or told as lost, in records: {case}", told, "%"),
         median(part, f"daemon CPU per 1,000 exchanges: {case}", cpu, "ms"),

@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import time
+from typing import Any
 
 import grpc
 
@@ -20,7 +21,7 @@ from spliffd.pb import spliff_pb2
 def main() -> None:
     """Until told to end."""
     channel = grpc.insecure_channel(f"unix:{sys.argv[1]}", options=[("grpc.max_receive_message_length", -1)])
-    watch = channel.unary_stream(
+    watch: Any = channel.unary_stream(
         "/spliff.v1.Spliff/Watch",
         request_serializer=spliff_pb2.WatchRequest.SerializeToString,
         response_deserializer=None,
