@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from spliffctl.items import ItemPrinter
     from spliffctl.stream import End, Watch
 
+LARGEST_QUEUE = (1 << 64) - 1
+"""A watcher of bodies asks for all the room that the daemon's configuration allows: a download outruns any
+reader for as long as it lasts, and the default would hold 12 MiB of it."""
+
 AFTER_INTERRUPT_S = 2.0
 """How long an interrupted command may take to end by itself before it gets SIGTERM."""
 
@@ -161,6 +165,7 @@ def command(
         body_limit=body_limit or 0,
         handshakes=handshakes,
         messages=True,
+        queue_bytes=LARGEST_QUEUE if bodies else 0,
     )
     output = Output()
     renderer = None
