@@ -189,6 +189,32 @@ def test_a_killed_process_ends_its_connections(lab: Lab):
         assert server_pid in {r.conn.tgid for r in tracer.read() if r.kind == records.EXIT}
 
 
+EXEC = r"""
+import os, socket, ssl, sys
+context = ssl._create_unverified_context()
+tls = context.wrap_socket(socket.create_connection(("127.0.0.1", int(sys.argv[1]))))
+tls.sendall(b"before exec")
+tls.recv(100)
+print(os.getpid(), flush=True)
+os.execv("/usr/bin/python3", ["python3", "-c", sys.argv[2], sys.argv[1], "1"])
+"""
+
+
+def test_exec_ends_the_old_programs_connections(lab: Lab):
+    _, port = serve(lab, "echo")
+    with Tracer(lab) as tracer:
+        done = lab.run(PYTHON, "-c", EXEC, str(port), REUSE)
+        assert done.returncode == 0, done.stderr.decode()
+        pid = int(done.stdout)
+        time.sleep(0.1)
+        found = [r for r in tracer.read() if r.conn.tgid == pid and r.kind in (records.DATA, records.EXIT)]
+
+        story = ["end" if r.kind == records.EXIT else r.payload for r in found if r.direction == records.SENT]
+        assert story == [b"before exec", "end", b"connection 0", "end"]
+        exec_ids = {r.conn.exec_id for r in found if r.kind == records.DATA}
+        assert len(exec_ids) == 2
+
+
 def test_handshake_is_told_once_with_its_start(lab: Lab):
     server_pid, port = serve(lab, "echo")
     with Tracer(lab) as tracer:
