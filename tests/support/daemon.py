@@ -85,6 +85,16 @@ class Daemon:
         """Process ids by name."""
         return dict(self.stub().GetInfo(spliff_pb2.GetInfoRequest()).processes)
 
+    def wait_attached(self) -> None:
+        """Until the lab's private library is probed; a process of the lab that has it must run."""
+        path = str(self.lab.libraries / "libssl.so.3")
+
+        def attached() -> bool:
+            found = self.stub().ListLibraries(spliff_pb2.ListLibrariesRequest()).libraries
+            return any(one.path == path and one.state == "attached" for one in found)
+
+        wait_for(attached, 10, f"{path} attached")
+
     def watch(self, **request) -> Watch:
         """Starts watching; returns when the stream is set up."""
         return Watch(self, spliff_pb2.WatchRequest(**request))
