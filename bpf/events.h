@@ -25,7 +25,7 @@ enum record_kind {
   RECORD_SOCKET,    /* the socket of the connection became known */
   RECORD_CLOSE,     /* SSL_free or SSL_clear: the offsets are final */
   RECORD_EXIT,      /* the process is gone; only tgid and start_ns of `conn` are set */
-  RECORD_EOF,       /* a read returned 0: the peer closed its direction */
+  RECORD_EOF,       /* a read returned 0: close_notify, the peer's proper end */
 };
 
 enum direction { SENT = 0, RECEIVED = 1 };
@@ -41,6 +41,7 @@ enum role { ROLE_UNKNOWN = 0, ROLE_CLIENT, ROLE_SERVER };
 enum conn_flag {
   CONN_HANDSHAKE_SEEN = 1, /* a handshake call was entered: the connection was seen from its start */
   CONN_HANDSHAKE_DONE = 2, /* and it has succeeded */
+  CONN_SOCKET_ENDED = 4,   /* the socket ended inside a TLS call: no close_notify can come any more */
 };
 
 /* A TLS connection: the part that travels in every record, so that a record explains itself. */

@@ -111,6 +111,22 @@ static __always_inline void observe(struct sock *sk, s32 length, bool typed) {
   }
 }
 
+/* The peer's end of the connection without close_notify: TLS does not vouch for it, yet OpenSSL returns 0
+ * from this read and all later ones, as for a proper end. */
+static __always_inline void socket_ended(s32 length) {
+  if (length)
+    return;
+  u64 id = bpf_get_current_pid_tgid();
+  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
+  if (!calls || !calls->depth || calls->depth > CALL_DEPTH)
+    return;
+  struct conn_key key;
+  conn_key_of(&key, calls, id, call_at(calls, calls->depth - 1)->ssl);
+  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
+  if (state)
+    state->conn.flags |= CONN_SOCKET_ENDED;
+}
+
 /* sock:sock_send_length and sock_recv_length (6.3): fire in the process's context inside the send or
  * receive call, with the sock first and the length second. UNIX sockets and UDP fire too; they are sorted
  * out by protocol. */
@@ -120,6 +136,7 @@ int socket_sent(u64 *ctx) {
 }
 
 int socket_received(u64 *ctx) {
+  socket_ended((s32)ctx[1]);
   observe((struct sock *)ctx[0], (s32)ctx[1], true);
   return 0;
 }
@@ -131,6 +148,7 @@ int socket_sent_raw(struct bpf_raw_tracepoint_args *ctx) {
 }
 
 int socket_received_raw(struct bpf_raw_tracepoint_args *ctx) {
+  socket_ended((s32)ctx->args[1]);
   observe((struct sock *)ctx->args[0], (s32)ctx->args[1], false);
   return 0;
 }

@@ -306,7 +306,7 @@ int tls_exit(struct pt_regs *ctx) {
     walk_fd(state);
   if (size)
     emit_data(state, call, size);
-  else if (call->room && (cookie & COOKIE_ZERO_IS_EOF))
+  else if (call->room && (cookie & COOKIE_ZERO_IS_EOF) && !(state->conn.flags & CONN_SOCKET_ENDED))
     emit_control(state, RECORD_EOF, call->start);
   return 0;
 }
