@@ -61,8 +61,9 @@ class Access(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The user that worker and api run as."""
     group: str = "spliff"
     """The group whose members may use the socket."""
-    queue_mib: int = 64
-    """Most that one watcher may have queued before bodies, then exchanges, are shed."""
+    queue_mib: int = 256
+    """Most that one watcher may have queued before bodies, then exchanges, are shed; only watchers of bodies
+    ask for more than 16 MiB. 192 MiB of it may be bodies: a 64 MiB download seen at both ends, with room."""
 
 
 class Metrics(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
