@@ -3,10 +3,12 @@
 A process of its own: compiles one small traffic-control program with the project's own headers (so a
 record has the layout of bpf/events.h and asks for wake-ups as the real programs do), and runs it through
 BPF_PROG_TEST_RUN, never attached to anything. One run is one exchange: a request received and a response
-sent, as a server's library would write them, on the next of 256 keep-alive connections.
+sent, as a server's library would write them, on the next of 256 keep-alive connections. Path, request id
+and ETag are new in every exchange and the cookie in every connection, as in real traffic, unless it is told
+to repeat itself.
 
-Started by ``worker`` with inherited map fds; reads "RATE SECONDS" lines, answers "OFFERED SECONDS NS",
-NS being the CPU time that one exchange cost the producer.
+Started by ``worker`` with inherited map fds and "vary" or "repeat"; reads "RATE SECONDS" lines, answers
+"OFFERED SECONDS NS", NS being the CPU time that one exchange cost the producer.
 """
 
 from __future__ import annotations
@@ -33,19 +35,22 @@ STATE_BYTES = 4096
 REQUEST_AT, RESPONSE_AT = 1024, 2048
 
 REQUEST = (
-    b"GET /api/v2/customers/4711/orders?status=open&page=3 HTTP/1.1\r\nHost: shop.example.com\r\n"
+    b"GET /api/v2/customers/4711/orders/@@@@@@@@?page=3 HTTP/1.1\r\nHost: shop.example.com\r\n"
     b"User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36\r\nAccept: application/json\r\n"
     b"Accept-Language: en-GB,en;q=0.8\r\nAccept-Encoding: gzip, deflate, br\r\nConnection: keep-alive\r\n"
-    b"Content-Type: application/json\r\nX-Request-Id: 7b0f3b6e-97a4-4f5c-8e55-3f3c9b7f2c11\r\n"
+    b"Content-Type: application/json\r\nX-Request-Id: @@@@@@@@-97a4-4f5c-8e55-3f3c9b7f2c11\r\n"
     b"Content-Length: 64\r\n"
 )
 RESPONSE = (
     b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
     b"Content-Type: application/json; charset=utf-8\r\nCache-Control: no-store, max-age=0\r\n"
     b"Strict-Transport-Security: max-age=31536000; includeSubDomains\r\nVary: Accept-Encoding\r\n"
+    b'ETag: "@@@@@@@@"\r\n'
     b"X-Content-Type-Options: nosniff\r\nConnection: keep-alive\r\nContent-Length: 128\r\n"
 )
 REQUEST_BYTES, RESPONSE_BYTES = 529, 569
+DIGITS = b"@@@@@@@@"
+"""Where the exchange's number stands, in hexadecimal."""
 BODY_BYTES = (128, 64)
 """Of the response (sent) and the request (received), as their Content-Length says."""
 
@@ -55,8 +60,16 @@ CONN = struct.Struct("=IIQQQ QQ16s16sHHBBBB IIII16s QQQ")
 PROGRAM = """
 struct state { u64 number; u64 generation; u64 conns; u64 pad; };
 
+static __always_inline void digits(u8 *at, u32 number) {
+#pragma unroll
+  for (u32 i = 0; i < 8; i++) {
+    u32 digit = number >> (28 - 4 * i) & 15;
+    at[i] = digit < 10 ? '0' + digit : 'a' + digit - 10;
+  }
+}
+
 static __always_inline void emit(u64 state, u64 from, u64 conn, u64 generation, u32 direction, u64 round,
-                                 u64 sent, u64 received, void *ring) {
+                                 u64 sent, u64 received, u32 number, void *ring) {
   struct record *record = bpf_ringbuf_reserve(ring, sizeof(struct record) + 832, 0);
   if (!record) {
     count(COUNTER_RING_FULL_DATA_RECORDS, 1);
@@ -71,6 +84,14 @@ static __always_inline void emit(u64 state, u64 from, u64 conn, u64 generation, 
   record->conn.generation = generation;
   record->conn.remote_port += conn;
   record->conn.socket_cookie += conn;
+  u8 *text = (u8 *)(record + 1);
+  if (direction == RECEIVED) {
+    digits(text + PATH_AT, VARY ? number : 0);
+    digits(text + ID_AT, VARY ? number : 0);
+    digits(text + COOKIE_AT, VARY ? (u32)conn : 0);
+  } else {
+    digits(text + ETAG_AT, VARY ? number : 0);
+  }
   bpf_ringbuf_submit(record, wakeup(0));
 }
 
@@ -84,19 +105,26 @@ int one_exchange(struct __sk_buff *skb) {
   if (!number)
     state->generation = bpf_ktime_get_ns(); /* the connections begin now, not before the worker did */
   u64 conn = number % CONNECTIONS, round = number / CONNECTIONS;
-  emit((u64)state, REQUEST_AT, conn, state->generation, RECEIVED, round, RESPONSE_BYTES, REQUEST_BYTES, ring);
-  emit((u64)state, RESPONSE_AT, conn, state->generation, SENT, round, RESPONSE_BYTES, REQUEST_BYTES, ring);
+  u64 since = state->generation, from = (u64)state;
+  emit(from, REQUEST_AT, conn, since, RECEIVED, round, RESPONSE_BYTES, REQUEST_BYTES, number, ring);
+  emit(from, RESPONSE_AT, conn, since, SENT, round, RESPONSE_BYTES, REQUEST_BYTES, number, ring);
   return 0;
 }
 """
 
 
-def template(direction: int, head: bytes, size: int, pid: int) -> bytes:
-    """One whole record; the program changes time, offset and connection."""
+def plaintext(direction: int) -> bytes:
+    """What one record carries: a cookie fills the head up, so that the sizes are what they are to be."""
+    head, size = ((RESPONSE, RESPONSE_BYTES), (REQUEST, REQUEST_BYTES))[direction]
+    head += b"Set-Cookie: " if direction == 0 else b"Cookie: @@@@@@@@"
     body = BODY_BYTES[direction]
-    cookie = size - body - len(head) - len(b"Cookie: \r\n\r\n")
-    payload = head + b"Cookie: " + b"c" * cookie + b"\r\n\r\n" + b"x" * body
-    assert len(payload) == size
+    return head + b"c" * (size - body - len(head) - 4) + b"\r\n\r\n" + b"x" * body
+
+
+def template(direction: int, pid: int) -> bytes:
+    """One whole record; the program changes time, offset, connection and digits."""
+    payload = plaintext(direction)
+    size = len(payload)
     conn = CONN.pack(
         pid, 1, 1, 0x7F0000000000, 0,
         100_000, 1, bytes([192, 0, 2, 10]), bytes([198, 51, 100, 25]), 443, 20000, 4, 1, 2, 1,
@@ -110,15 +138,17 @@ def template(direction: int, head: bytes, size: int, pid: int) -> bytes:
 def state(pid: int) -> bytes:
     """The only value of the program's map: counters, then both templates."""
     value = bytearray(STATE_BYTES)
-    for at, record in (
-        (REQUEST_AT, template(1, REQUEST, REQUEST_BYTES, pid)),
-        (RESPONSE_AT, template(0, RESPONSE, RESPONSE_BYTES, pid)),
-    ):
+    for at, record in ((REQUEST_AT, template(1, pid)), (RESPONSE_AT, template(0, pid))):
         value[at : at + len(record)] = record
     return bytes(value)
 
 
-def load(fds: dict[str, int]) -> int:
+def places(direction: int) -> list[int]:
+    """Where digits go in the plaintext."""
+    return [found.start() for found in re.finditer(DIGITS, plaintext(direction))]
+
+
+def load(fds: dict[str, int], *, vary: bool) -> int:
     """Compiles and loads the program over the inherited maps; returns its fd."""
     import bcc
 
@@ -129,7 +159,9 @@ def load(fds: dict[str, int]) -> int:
     text = "".join((folder / name).read_text() for name in ("events.h", "maps.h", "common.bpf.h"))
     text = re.sub(r"MAP\((\d+)\)", lambda found: f"MAP({fds[NUMBERS[int(found[1])]]})", text)
     text = "#include <linux/types.h>\n#include <uapi/linux/ptrace.h>\n" + text.replace("#pragma once", "")
+    (path, identity, cookie), (etag,) = places(1), places(0)
     constants = {
+        "VARY": int(vary), "PATH_AT": path, "ID_AT": identity, "COOKIE_AT": cookie, "ETAG_AT": etag,
         "STATE_FD": state_fd, "CONNECTIONS": CONNECTIONS, "LARGEST": max(REQUEST_BYTES, RESPONSE_BYTES),
         "REQUEST_AT": REQUEST_AT, "RESPONSE_AT": RESPONSE_AT,
         "REQUEST_BYTES": REQUEST_BYTES, "RESPONSE_BYTES": RESPONSE_BYTES,
@@ -175,7 +207,7 @@ def offer(program: Run, rate: int, seconds: float) -> tuple[int, float, float]:
 
 def main() -> None:
     """Answers lines until standard input ends."""
-    program = Run(load(json.loads(sys.argv[1])))
+    program = Run(load(json.loads(sys.argv[1]), vary=sys.argv[2] == "vary"))
     print("ready", flush=True)
     for line in sys.stdin:
         rate, seconds = line.split()
