@@ -141,7 +141,7 @@ def parse_address(text: str, source: str) -> tuple[str, int]:
     """Splits ADDR:PORT ([ADDR]:PORT for IPv6); raises UsageError."""
     host, _, port = text.rpartition(":")
     host = host.strip("[]")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not (port.isascii() and port.isdigit()) or int(port[:6]) > 65535:
         raise UsageError(
             f'{source}: metrics.listen is "{text}"',
             'use ADDR:PORT such as 127.0.0.1:9469, or "off"',
@@ -163,5 +163,5 @@ def show(config: Config) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    # Strings, integers and lists of strings are written alike in JSON and TOML.
-    return msgspec.json.encode(value).decode()
+    # Strings, integers and lists of strings are written alike in JSON and TOML, but for DEL.
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007F")
