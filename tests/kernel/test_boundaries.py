@@ -72,11 +72,8 @@ def test_reused_pointers_are_different_connections(lab: Lab):
 
 def test_two_processes_with_the_same_addresses_do_not_mix(lab: Lab):
     _, port = serve(lab, "echo")
-    program = (
-        "import os; os.execv('/usr/bin/setarch', ['setarch', '-R', *%r])"
-        % (  # no address randomisation
-            [PYTHON, "-c", REUSE, str(port), "7"],
-        )
+    program = "import os; os.execv('/usr/bin/setarch', ['setarch', '-R', *{!r}])".format(  # no address randomisation
+        [PYTHON, "-c", REUSE, str(port), "7"],
     )
     with Tracer(lab) as tracer:
         twins = [lab.start(PYTHON, "-c", program) for _ in range(2)]
@@ -144,7 +141,8 @@ def test_outside_the_scope_nothing_reaches_the_ring(lab: Lab):
             assert spy.wait(20) == 0
             talk = lab.start("openssl", "s_client", "-quiet", "-connect", f"127.0.0.1:{port}",
                              cgroup=outside, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
-            assert talk.stdin is not None and talk.stdout is not None
+            assert talk.stdin is not None
+            assert talk.stdout is not None
             talk.stdin.write(b"secret of a stranger\n")
             talk.stdin.flush()
             assert talk.stdout.readline() == b"regnarts a fo terces\n"
@@ -265,7 +263,8 @@ def test_a_killed_loader_leaves_nothing_attached(lab: Lab, signal: int):
         stdout=subprocess.PIPE,
     )
     lab.processes.append(holder)
-    assert holder.stdout is not None and holder.stdout.readline() == b"attached\n"
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"attached\n"
     during = leftovers()
     assert during["links"] != before["links"]
     assert during["cgroup"] != before["cgroup"]

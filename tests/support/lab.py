@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Self
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARIES = ("libssl.so.3", "libcrypto.so.3")
@@ -56,7 +57,7 @@ class Lab:
             check=True, capture_output=True,
         )  # fmt: skip
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

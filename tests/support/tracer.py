@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pwd
+from typing import Self
 
 import msgspec
 
-from spliffd.kernel import bpf, compile as compiler, links, records
+from spliffd.kernel import bpf, links, records
+from spliffd.kernel import compile as compiler
 from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import Maps
 from spliffd.kernel.ring import Ring
@@ -79,7 +81,7 @@ class Tracer:
             )
         )
 
-    def __enter__(self) -> Tracer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

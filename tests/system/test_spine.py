@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 from spliffd.pb import spliff_pb2
@@ -9,8 +10,6 @@ from tests.support.daemon import Daemon
 from tests.support.lab import PYTHON, Lab
 from tests.support.servers import Nginx
 from tests.support.swarm import FRESH_PYTHON, swarm
-
-import os
 
 FRESH = int(os.environ.get("FRESH", "1009"))
 
@@ -86,10 +85,7 @@ def test_curls_cookie_is_what_ss_says(lab: Lab, daemon: Daemon):
     server = Nginx(lab)
     server.file("slow.bin", bytes(20_000))
     watch = daemon.watch()
-    held = [
-        lab.start("curl", "-sk", "-o", "/dev/null", server.url(f"/slow.bin?{n}"))
-        for n in range(7)
-    ]
+    held = [lab.start("curl", "-sk", "-o", "/dev/null", server.url(f"/slow.bin?{n}")) for n in range(7)]
     cookies: dict[int, int] = {}
     while len(cookies) < len(held):
         listing = subprocess.run(
