@@ -134,8 +134,7 @@ class Libraries:
         relocate = self._config.capture.relocate
         if os.fstat(fd).st_size > SAME_CONTENT_BYTES:
             return await self._inspector.inspect(fd, path, relocate)
-        with open(fd, "rb", closefd=False) as file:
-            digest = hashlib.file_digest(file, "blake2b").digest()
+        digest = content_digest(fd)
         found = self._by_content.get(digest)
         if found is None:
             found = await self._inspector.inspect(fd, path, relocate)
@@ -189,6 +188,12 @@ class Libraries:
         for probed in self.files.values():
             if probed.attached:
                 probed.attached.close()
+
+
+def content_digest(fd: int) -> bytes:
+    """Hash of a file's content."""
+    with open(fd, "rb", closefd=False) as file:
+        return hashlib.file_digest(file, "blake2b").digest()
 
 
 def probe_of(site: Site) -> Probe:
