@@ -53,7 +53,8 @@ def main() -> int:
         description="Measures spliff side by side with its absence and with other tools. Needs root.",
         epilog="parts:\n"
         + "\n".join(f"  {name:<10}{text}" for name, text in PARTS.items())
-        + "\n\nexamples:\n  make bench\n  python -m bench overhead\n  python -m bench probes worker",
+        + "\n\nexamples:\n  make bench\n  python -m bench overhead\n  python -m bench probes worker"
+        "\n\nsslsniff-bpfcc (Debian's bpfcc-tools) is run too where it is installed, or at the path in SSLSNIFF.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help="all of them by default")
