@@ -54,7 +54,7 @@ def main() -> int:
         epilog="parts:\n"
         + "\n".join(f"  {name:<10}{text}" for name, text in PARTS.items())
         + "\n\nexamples:\n  make bench\n  python -m bench overhead\n  python -m bench probes worker"
-        "\n\nsslsniff-bpfcc (Debian's bpfcc-tools) is run too where it is installed, or at the path in SSLSNIFF.",
+        "\n\nDebian's sslsniff-bpfcc is run too, where it is installed or at the path in SSLSNIFF.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help="all of them by default")
