@@ -24,6 +24,7 @@ UNDECIDED_BYTES = 256
 """The longest method and enough of a target to tell HTTP from others; detection decides far earlier."""
 
 NOTHING: Sequence[HttpExchange] = ()
+NO_BYTES: Sequence[tuple[int, int, bytes]] = ()
 
 OnBody = Callable[[HttpExchange, bool, bytes], None]
 
@@ -63,8 +64,9 @@ class Connection:
         self.http1: Http1 | None = None
         self.request_direction = 0
         self.pending: list[bytes] = [b"", b""]
-        self.raw_kept = b""
-        """Bytes kept while undecided that turned out not to be HTTP; the engine takes them."""
+        self.raw_kept: Sequence[tuple[int, int, bytes]] = NO_BYTES
+        """What was kept while undecided and turned out not to be HTTP: direction, offset, bytes. The engine
+        takes it; later pieces of a raw connection go out at once, even while they are looked at."""
         self.on_body: OnBody | None = None
         self.method = 0
         self.protocol = ""
@@ -93,7 +95,7 @@ class Connection:
             if http1.upgraded:
                 self.state = RAW
         else:
-            more = self._decide(direction, payload, now) if payload else NOTHING
+            more = self._decide(direction, offset, payload, now) if payload else NOTHING
         if more:
             finished = [*finished, *more] if finished else more
         if len(payload) < size:
@@ -135,7 +137,7 @@ class Connection:
         if self.http1 is not None:
             self.http1.on_body = on_body
 
-    def _decide(self, direction: int, payload: bytes, now: int) -> Sequence[HttpExchange]:
+    def _decide(self, direction: int, offset: int, payload: bytes, now: int) -> Sequence[HttpExchange]:
         kept = self.pending[direction]
         first = kept + payload if kept else payload
         verdict = detect.detect(first)
@@ -152,9 +154,16 @@ class Connection:
         else:
             # Not HTTP/1, or the middle of a message: each further piece is looked at again, because a
             # connection that was joined in the middle becomes readable at its next message.
+            if self.state == UNDECIDED:
+                opposite = 1 - direction
+                waiting = self.pending[opposite]
+                found = (
+                    (opposite, self.expect[opposite] - len(waiting), waiting),
+                    (direction, offset - len(kept), kept),
+                )
+                self.raw_kept = [entry for entry in found if entry[2]]
             self.state = RAW
             self.protocol = self.protocol or "raw"
-            self.raw_kept = kept
             return NOTHING
         if self.http1 is not None:
             return NOTHING  # upgraded: these bytes belong to the protocol it was upgraded to

@@ -13,7 +13,7 @@ import mmap
 from collections.abc import Sequence
 from typing import Protocol
 
-from spliffd.correlation.connection import RAW, Connection, OnBody
+from spliffd.correlation.connection import NO_BYTES, RAW, Connection, OnBody
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.counters import LIBRARIES, METHODS, PROTOCOLS, Region, exchange_slot
 from spliffd.kernel import records
@@ -26,6 +26,7 @@ _HEAD = records.HEAD.unpack_from
 _KEY_AT, _KEY_END = records.KEY_AT, records.KEY_AT + records.KEY_BYTES
 _METHOD_AT = records.CONN_AT + 85
 _PAYLOAD = records.HEADER_BYTES
+_WORD = (1 << 64) - 1
 
 
 class Receiver(Protocol):
@@ -103,11 +104,12 @@ class Engine:
                 self._count_gaps(connection)
             if finished:
                 self._finish(connection, finished)
-            if connection.state == RAW and self.wants_chunks:
-                if connection.raw_kept:
-                    kept, connection.raw_kept = connection.raw_kept, b""
-                    payload, offset, size = kept + payload, offset - len(kept), size + len(kept)
-                self._receiver.chunk(connection, direction & 1, offset, payload, size, now)
+            if connection.state == RAW:
+                kept, connection.raw_kept = connection.raw_kept, NO_BYTES
+                if self.wants_chunks:
+                    for way, where, data in kept:
+                        self._receiver.chunk(connection, way, where, data, len(data), now)
+                    self._receiver.chunk(connection, direction & 1, offset, payload, size, now)
 
     def close_all(self, now: int) -> None:
         """Ends every connection, as at shutdown."""
@@ -231,7 +233,8 @@ class Engine:
 
     def _count_gaps(self, connection: Connection) -> None:
         self._words[self._n_gaps] += connection.gaps
-        self._words[self._n_gap_bytes] += connection.gap_bytes
+        # A traced program says itself how much SSL_write_ex wrote: no number of its may break ours.
+        self._words[self._n_gap_bytes] = (self._words[self._n_gap_bytes] + connection.gap_bytes) & _WORD
         connection.gaps = connection.gap_bytes = 0
 
     def _close(self, connection: Connection, now: int) -> None:
