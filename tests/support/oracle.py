@@ -1,0 +1,109 @@
+"""An independent witness: tshark, which sees only packets, decrypts them with the programs' own keys.
+
+``Oracle`` captures a few ports on loopback from its construction on; ``exchanges`` ends the capture and
+returns what tshark makes of it, by connection and in order. Shares no code with spliff.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tests.support.lab import Lab, wait_for
+
+FIELDS = (
+    "tcp.stream", "tcp.srcport", "tcp.dstport", "http.request.method",
+    "http.request.uri", "http.response.code", "http.content_length", "data.len",
+)  # fmt: skip
+
+# With these off, the body of every message of an unknown type is plain "data", whose length is what was
+# put together: chunks joined, framing removed.
+PLAIN_BODIES = ("media", "data-text-lines", "urlencoded-form")
+
+FLUSH_SECONDS = 0.5
+"""dumpcap hands packets on in batches; what it has not yet when it is stopped would be missing."""
+
+
+class Seen(NamedTuple):
+    """One exchange, as far as two witnesses can agree: body sizes are without transfer coding."""
+
+    method: str
+    path: str
+    status: int
+    request_body: int
+    response_body: int
+
+
+class Oracle:
+    """Programs write their TLS secrets to ``keylog`` (SSLKEYLOGFILE and the like)."""
+
+    def __init__(self, lab: Lab, ports: list[int]) -> None:
+        self._ports = ports
+        self._capture = lab.folder / "oracle.pcapng"
+        self.keylog = lab.folder / "keys.log"
+        self.keylog.touch()
+        wanted = " or ".join(f"tcp port {port}" for port in ports)
+        self._dumpcap = subprocess.Popen(
+            ["dumpcap", "-q", "-i", "lo", "-B", "64", "-w", self._capture, "-f", wanted],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        lab.processes.append(self._dumpcap)
+        wait_for(lambda: self._capture.exists() and self._capture.stat().st_size > 0, 10, "dumpcap")
+
+    def exchanges(self) -> dict[tuple[int, int], list[Seen]]:
+        """By (client's port, server's port), in the order of the requests; the witness must be whole."""
+        time.sleep(FLUSH_SECONDS)
+        self._dumpcap.send_signal(signal.SIGINT)
+        _, summary = self._dumpcap.communicate(timeout=20)
+        counts = re.search(rb"received/dropped on interface .*: (\d+)/(\d+) ", summary)
+        assert counts is not None, summary
+        assert int(counts[2]) == 0, f"the oracle itself lost packets: {summary!r}"
+        return _pair(self._messages())
+
+    def _messages(self) -> Iterator[dict[str, str]]:
+        command = ["tshark", "-r", str(self._capture), "-o", f"tls.keylog_file:{self.keylog}", "-Y", "http"]
+        for port in self._ports:
+            command += ["-d", f"tcp.port=={port},tls"]
+        for protocol in PLAIN_BODIES:
+            command += ["--disable-protocol", protocol]
+        command += ["-T", "fields", "-E", "separator=/t"]
+        for field in FIELDS:
+            command += ["-e", field]
+        done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=120)
+        for line in done.stdout.splitlines():
+            yield dict(zip(FIELDS, line.split("\t"), strict=True))
+
+
+def _pair(messages: Iterator[dict[str, str]]) -> dict[tuple[int, int], list[Seen]]:
+    # By order, as HTTP/1.1 says: tshark dates a message by its last packet, so an early answer (405 to an
+    # upload) stands before its request and is not tied to it.
+    requests: dict[str, list[dict[str, str]]] = {}
+    responses: dict[str, list[dict[str, str]]] = {}
+    for message in messages:
+        kind = requests if message["http.request.method"] else responses
+        kind.setdefault(message["tcp.stream"], []).append(message)
+    found: dict[tuple[int, int], list[Seen]] = {}
+    for stream, asked in requests.items():
+        connection = (int(asked[0]["tcp.srcport"]), int(asked[0]["tcp.dstport"]))
+        assert connection not in found, "ports were used twice"
+        found[connection] = [
+            _seen(request, response) for request, response in zip(asked, responses[stream], strict=True)
+        ]
+    return found
+
+
+def _seen(request: dict[str, str], response: dict[str, str]) -> Seen:
+    method, status = request["http.request.method"], int(response["http.response.code"])
+    bodiless = method == "HEAD" or status in (204, 304)
+    return Seen(
+        method, request["http.request.uri"], status, _size(request), 0 if bodiless else _size(response)
+    )
+
+
+def _size(message: dict[str, str]) -> int:
+    # tshark shows a message when all of Content-Length has come, so the header is as good as the bytes.
+    return int(message["data.len"] or message["http.content_length"] or 0)
