@@ -34,6 +34,7 @@ http {{
     location = /missing {{ return 404 "no\\n"; }}
     location = /moved {{ return 302 https://localhost:{port}/hello; }}
     location = /empty {{ return 204; }}
+    location = /nginx-status {{ stub_status; }}
     location = /slow.bin {{ limit_rate 6000; try_files $uri =200; }}
     location / {{ try_files $uri =200; }}
   }}
