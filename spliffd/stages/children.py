@@ -17,6 +17,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
+
 from spliffd import ipc
 from spliffd.journal import logger
 
@@ -128,7 +130,15 @@ class Child:
                 self._ended()
                 return
             self._heard = time.monotonic()
-            message = ipc.decode_from_child(data)
+            try:
+                message = ipc.decode_from_child(data)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                # It parses hostile bytes and has no privileges: it is not believed, but replaced.
+                log.error("child sent what is no message, killing it", child=self.name, size=len(data))
+                if self._process is not None:
+                    self._process.kill()
+                self._ended()
+                return
             if isinstance(message, ipc.Ready):
                 self.ready.set()
                 self._started(self)
