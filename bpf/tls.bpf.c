@@ -143,14 +143,14 @@ struct piece {
     bpf_ringbuf_submit(record, wakeup(state->shard));                                                          \
   }
 
-/* Sizes of whole records: 256 B for small calls, 512 B to 8 KiB for messages, one TLS record (16 KiB). Powers
- * of two waste half of a record at worst; what is wasted is never touched, but it fills the ring. */
+/* Room for small calls, messages, common buffer sizes (4, 8 KiB) and one TLS record (16 KiB). Steps of two
+ * waste half of a record at worst; what is wasted is never touched, but it fills the ring. */
 EMIT_PIECE(64)
 EMIT_PIECE(320)
 EMIT_PIECE(832)
 EMIT_PIECE(1856)
-EMIT_PIECE(3904)
-EMIT_PIECE(8000)
+EMIT_PIECE(4096)
+EMIT_PIECE(8192)
 EMIT_PIECE(16384)
 
 /* Pieces of one call: 2,048 of 16 KiB are 32 MiB, as much as a ring of the default size holds. */
@@ -192,10 +192,10 @@ static __always_inline void emit_data(struct conn_state *state, struct call *cal
     emit_piece_832(state, ring, &piece);
   else if (rest <= 1856)
     emit_piece_1856(state, ring, &piece);
-  else if (rest <= 3904)
-    emit_piece_3904(state, ring, &piece);
-  else if (rest <= 8000)
-    emit_piece_8000(state, ring, &piece);
+  else if (rest <= 4096)
+    emit_piece_4096(state, ring, &piece);
+  else if (rest <= 8192)
+    emit_piece_8192(state, ring, &piece);
   else {
     if (rest > PIECE)
       count(COUNTER_OVERSIZE_BYTES, rest - PIECE); /* record->size tells the gap */

@@ -22,6 +22,9 @@ _DISCARD = 0x40000000
 _LENGTH = 0x3FFFFFFF
 _HEADER = 8
 
+WRAP_BYTES = 32 << 10
+"""More than the largest record (16 KiB of payload and its headers), in whole pages."""
+
 
 class Ring:
     """One ring buffer, with this process as its only consumer.
@@ -40,7 +43,10 @@ class Ring:
         self.size = size
         self._mask = size - 1
         self._consumer_map = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self.data = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        # The kernel offers the data area twice in a row, so that a record never wraps. Of the second copy
+        # only as much is mapped as one record can reach into it: what is mapped counts as memory in use.
+        wrap = min(size, WRAP_BYTES)
+        self.data = mmap.mmap(fd, page + size + wrap, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         self._consumer = memoryview(self._consumer_map).cast("Q")
         self._producer = memoryview(self.data)[:page].cast("Q")
         self._words = memoryview(self.data)[page:].cast("I")

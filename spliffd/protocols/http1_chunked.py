@@ -87,8 +87,7 @@ def _read_trailers(stream: Stream, message: HttpMessage, data: bytes, pos: int) 
         if len(data) - pos >= phase.MAX_HEAD + 3:
             return BROKEN, pos
         return MORE, stream.keep(data, pos)
-    headers = [*message.headers]  # those of the head may be shared
-    message.headers = headers
+    headers = message.headers
     message.ascii = False
     message.trailer_start = len(headers)
     headers += read_fields(data[pos:end].split(b"\n")).headers[: phase.MAX_HEADERS - len(headers)]

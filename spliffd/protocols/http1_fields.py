@@ -1,13 +1,12 @@
 """The field lines of an HTTP/1.1 head: what frames the body, quickly; all fields, when somebody asks.
 
 Takes a head as it came (start line first, without the LF of its last line) and returns its framing, or
-everything in it. Pure functions, and two bounded tables: field names, and field lines, met before.
+everything in it. Pure functions, one bounded table of field names met before.
 
-Three ways, because most exchanges are only counted (nobody watches, or no filter matches):
+Two readers, because most exchanges are only counted (nobody watches, or no filter matches):
 
 * ``scan_framing`` looks for the lines that frame a body, 0.7 us a head. Whatever is unusual about them
   (twice, lists, other codings), and any folded line, it leaves to the other one.
-* ``fields_of`` remembers whole heads, since most repeat one that was read a moment ago.
 * ``read_fields`` reads all lines, 0.2 us each: one ``partition``, one ``strip`` and one look-up, which tells
   names of no interest (nearly all), names of interest and names never met apart.
 
@@ -53,12 +52,6 @@ _INTERESTING = {
 _BLANK = b" \t"
 _names: dict[bytes, int] = {}
 
-MAX_BLOCKS: Final = 512
-"""Heads whose fields are remembered: some for each kind of request on a busy host."""
-MAX_BLOCK: Final = 2048
-"""Longest field lines remembered; with headers and encoding about 10 KiB each, 5 MiB in all."""
-_blocks: dict[bytes, Fields] = {}
-
 # Finds every line that matters to framing. The groups hold the usual forms; an empty match is an unusual one.
 _FRAMING = re.compile(
     rb"\n(?=[cCtTuU \t\n])(?:"
@@ -72,23 +65,10 @@ _FRAMING = re.compile(
 class Fields:
     """All that the field lines of a head say."""
 
-    __slots__ = (
-        "ascii",
-        "content_encoding",
-        "content_type",
-        "encoded",
-        "framing",
-        "headers",
-        "host",
-        "upgrade",
-    )
+    __slots__ = ("content_encoding", "content_type", "framing", "headers", "host", "upgrade")
 
     def __init__(self, headers: Headers) -> None:
         self.headers = headers
-        self.ascii = False
-        """Whether all field lines are known to be ASCII."""
-        self.encoded = b""
-        """Room for whoever serialises the fields: what ``fields_of`` shares is serialised once."""
         self.framing: int = UNSTATED
         """UNSTATED, CHUNKED, UNUSABLE, OTHER_CODING, or the Content-Length."""
         self.host = b""
@@ -114,25 +94,6 @@ def scan_framing(data: bytes, pos: int, end: int) -> int:
         if chunked:
             return CHUNKED
     return UNUSUAL
-
-
-def fields_of(head: bytes) -> Fields:
-    """All fields of a head (as in ``HttpMessage.unread``), shared by heads with equal field lines.
-
-    Clients on a kept connection repeat themselves to the letter, and servers do within a second. What is
-    returned belongs to others too: nobody may change its headers.
-    """
-    start = head.find(b"\n") + 1
-    block = head[start:] if start else b""
-    found = _blocks.get(block)
-    if found is None:
-        found = read_fields(block.split(b"\n") if start else [])
-        found.ascii = block.isascii()
-        if len(block) <= MAX_BLOCK:
-            if len(_blocks) >= MAX_BLOCKS:
-                _blocks.clear()  # cheaper than keeping their order; what is in use is back at once
-            _blocks[block] = found
-    return found
 
 
 def read_fields(lines: list[bytes]) -> Fields:

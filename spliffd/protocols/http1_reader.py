@@ -361,7 +361,7 @@ class Reader:
         else:
             stream.exchange = self._take_turn(stream, message)
         stream.message = message
-        message.headers = message.headers[: phase.MAX_HEADERS]
+        del message.headers[phase.MAX_HEADERS :]
         return True
 
     def _switch(

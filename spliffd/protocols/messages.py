@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spliffd.protocols.http1_fields import Fields, Headers, fields_of
+from spliffd.protocols.http1_fields import Fields, Headers, read_fields
 
 __all__ = [
     "ABORTED",
@@ -61,7 +61,6 @@ class HttpMessage:
         "body_size",
         "decoded_size",
         "end_ns",
-        "fields",
         "finished",
         "overhead_size",
         "start_ns",
@@ -72,8 +71,6 @@ class HttpMessage:
 
     unread: bytes
     """A head (HTTP/1, start line first, without the LF of its last line) not yet read for its fields."""
-    fields: Fields | None
-    """What ``headers`` came from, shared with other messages; None when they are this message's own."""
     ascii: bool
     """Whether all headers are known to be ASCII; False says nothing. Whoever adds headers clears it."""
     start_ns: int
@@ -96,7 +93,6 @@ class HttpMessage:
 
     def __init__(self) -> None:
         self.unread = b""
-        self.fields = None
         self.ascii = False
         self.start_ns = 0
         self.end_ns = 0
@@ -119,7 +115,6 @@ class HttpMessage:
     @headers.setter
     def headers(self, headers: Headers) -> None:
         self.unread = b""
-        self.fields = None
         self.ascii = False
         self._headers = headers
 
@@ -146,10 +141,9 @@ class HttpMessage:
         self._content_encoding = value
 
     def _read(self) -> Fields:
-        fields = fields_of(self.unread)
+        self.ascii = self.unread.isascii()
+        fields = read_fields(self.unread.split(b"\n")[1:])
         self.take_fields(fields)
-        self.fields = fields
-        self.ascii = fields.ascii
         return fields
 
     def take_fields(self, fields: Fields) -> None:
@@ -191,6 +185,10 @@ class HttpRequest(HttpMessage):
     @authority.setter
     def authority(self, value: str) -> None:
         self._authority = value
+
+    def take_host(self, host: str) -> None:
+        """Sets what the Host line says, as found by somebody who did not read the other fields."""
+        self._authority = self._authority or host
 
     def take_fields(self, fields: Fields) -> None:
         """Sets what the field lines say; Host counts unless the target named an authority."""

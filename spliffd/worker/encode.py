@@ -22,13 +22,13 @@ from spliffd.pb import spliff_pb2 as pb
 from spliffd.protocols.messages import (
     COMPLETE,
     GrpcFacts,
-    Headers,
     HttpExchange,
     HttpMessage,
     HttpRequest,
     HttpResponse,
 )
 from spliffd.protocols.protobuf import SMALL, Field, constants, size_table, to_utf8, varint, varint_field
+from spliffd.worker.heads import encode_head
 
 _E, _Q, _R = pb.Exchange, pb.Request, pb.Response
 
@@ -241,34 +241,33 @@ def _facts(facts: ConnectionFacts | GrpcFacts, fields: list[tuple[Field, str]]) 
 def _request_bytes(request: HttpRequest) -> bytes:
     path = to_utf8(request.path)
     size = len(path)
+    head = encode_head(request.unread) if request.unread else None
+    if head is not None:
+        request.take_host(head[1])
     parts = [
         _request_constants(request.method, request.scheme, request.version),
         _PATH[size] if size < SMALL else varint_field(_PATH[0], size),
         path,
         _authority_constants(request.authority),
     ]
-    _add_half(parts, request)
+    _add_half(parts, request, head)
     return b"".join(parts)
 
 
 def _response_bytes(response: HttpResponse) -> bytes:
     parts = [_response_constants(response.status, response.reason, response.version)]
-    _add_half(parts, response)
+    _add_half(parts, response, encode_head(response.unread) if response.unread else None)
     if response.interim:
         statuses = b"".join([varint(status) for status in response.interim])
         parts += (_INTERIM.tag, varint(len(statuses)), statuses)
     return b"".join(parts)
 
 
-def _add_half(parts: list[bytes], message: HttpMessage) -> None:
-    headers = message.headers  # reads them; from here on `fields` says whether they are shared
-    fields = message.fields
-    if fields is not None:
-        if not fields.encoded:
-            fields.encoded = _encode_headers(headers, message)
-        parts.append(fields.encoded)
+def _add_half(parts: list[bytes], message: HttpMessage, head: tuple[bytes, str] | None) -> None:
+    if head is not None:
+        parts.append(head[0])
     else:
-        parts.append(_encode_headers(headers, message))
+        _add_headers(parts, message)
     parts += (_OVERHEAD, varint(message.overhead_size))
     if message.body_size:
         parts += (_BODY_SIZE, varint(message.body_size))
@@ -278,14 +277,14 @@ def _add_half(parts: list[bytes], message: HttpMessage) -> None:
         parts += (_TRAILERS.tag, varint(message.trailer_start))
 
 
-def _encode_headers(headers: Headers, message: HttpMessage) -> bytes:
-    """The header list, and what is said beside it of Content-Type and Content-Encoding."""
+def _add_headers(parts: list[bytes], message: HttpMessage) -> None:
+    """Headers that were read already, or that only a full reading gets right."""
+    headers = message.headers
     if not message.ascii:
         headers = [
             (name if name.isascii() else to_utf8(name), value if value.isascii() else to_utf8(value))
             for name, value in headers
         ]
-    parts: list[bytes] = []
     for name, value in headers:
         a = len(name)
         c = len(value)
@@ -298,7 +297,6 @@ def _encode_headers(headers: Headers, message: HttpMessage) -> bytes:
         parts.append(_type_constants(message.content_type))
     if message.content_encoding:
         parts.append(_CONTENT_ENCODING.encode(message.content_encoding))
-    return b"".join(parts)
 
 
 def _how_it_went(exchange: HttpExchange, protocol: str, wire: str, attempts: int, latency_ns: int) -> bytes:
