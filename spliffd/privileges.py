@@ -32,8 +32,12 @@ def die_with_parent() -> None:
 
 
 def forbid_new_privileges() -> None:
-    """From here on no execve gives back what is dropped."""
+    """From here on no execve of this thread, or of one that it starts, gives back what is dropped."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    if os.geteuid() == 0:
+        for capability in range(_LAST_CAPABILITY + 1):
+            # Fails for numbers that the kernel lacks, and for want of CAP_SETPCAP in the unit.
+            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 def drop(uid: int, gid: int) -> None:
@@ -46,8 +50,6 @@ def drop(uid: int, gid: int) -> None:
     if os.geteuid() == 0:
         if uid == 0 or gid == 0:
             raise PermissionError("must not run as root: set [access] user to another user")
-        for capability in range(_LAST_CAPABILITY + 1):
-            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for numbers that the kernel lacks
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)

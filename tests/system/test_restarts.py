@@ -205,13 +205,14 @@ def assert_unprivileged(pid: int) -> None:
     import pwd
 
     account = pwd.getpwnam("spliff")
-    facts = status(pid)
-    assert facts["Uid"].split() == [str(account.pw_uid)] * 4
-    assert facts["Gid"].split() == [str(account.pw_gid)] * 4
-    assert facts["Groups"].split() == []
-    for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
-        assert int(facts[kind], 16) == 0, f"{kind} of {facts['Name']}"
-    assert facts["NoNewPrivs"] == "1"
+    for task in Path(f"/proc/{pid}/task").iterdir():  # all of these belong to a thread
+        facts = status(int(task.name))
+        assert facts["Uid"].split() == [str(account.pw_uid)] * 4
+        assert facts["Gid"].split() == [str(account.pw_gid)] * 4
+        assert facts["Groups"].split() == []
+        for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(facts[kind], 16) == 0, f"{kind} of {facts['Name']}"
+        assert facts["NoNewPrivs"] == "1", facts["Name"]
     assert "0" in re.findall(r"Max core file size +(\d+)", Path(f"/proc/{pid}/limits").read_text())
 
 
