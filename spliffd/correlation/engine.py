@@ -29,11 +29,19 @@ _PAYLOAD = records.HEADER_BYTES
 _WORD = (1 << 64) - 1
 
 
+Piece = tuple[Connection, int, int, bytes, int, int, int]
+"""Connection, direction, offset, payload, size, start and end of the call."""
+
+
 class Receiver(Protocol):
     """Where results go."""
 
-    def exchange(self, connection: Connection, exchange: HttpExchange) -> None:
-        """An exchange is finished, or as finished as it will be."""
+    def deliver(self, finished: list[tuple[Connection, HttpExchange]]) -> None:
+        """These are finished, or as finished as they will be; in order for each connection.
+
+        All of one batch of records together: doing one thing to many is a third cheaper than doing
+        everything to one after the other, because the code stays in the processor's cache.
+        """
 
     def handshake(self, connection: Connection, start: int, end: int, success: bool) -> None:
         """A handshake has ended (ktime ns)."""
@@ -74,25 +82,44 @@ class Engine:
         self._n_incomplete = index("exchanges_incomplete")
         self._n_gaps, self._n_gap_bytes = index("gaps"), index("gap_bytes")
         self.wants_chunks = False
+        self._done: list[tuple[Connection, HttpExchange]] = []
 
     def handle(self, ring: mmap.mmap, positions: list[int]) -> None:
-        """Takes one batch of records of the ring's memory (slices of an mmap are bytes: one copy)."""
+        """Takes one batch of records of the ring's memory (slices of an mmap are bytes: one copy).
+
+        First all pieces are picked up, then all are parsed, then what they finished is handed out: each
+        step runs over the whole batch. Records that open, close or end something are taken in between,
+        when all before them is parsed.
+        """
         connections = self.connections
-        words = self._words
+        pieces: list[Piece] = []
         for at in positions:
             kind, direction, _flags, captured, now, offset, size, start = _HEAD(ring, at)
             if kind != records.DATA:
+                if pieces:
+                    self._parse(pieces)
+                    pieces = []
                 self._control(ring, at, kind, now, start)
                 continue
             key = ring[at + _KEY_AT : at + _KEY_END]
             connection = connections.get(key)
             if connection is None:
+                if pieces:
+                    self._parse(pieces)
+                    pieces = []
                 connection = self._open(ring, key, at)
             elif connection.method != ring[at + _METHOD_AT]:
                 self._socket(connection, ring, at)
-            words[self._n_data] += 1
-            words[self._n_bytes[direction & 1]] += captured
             payload = ring[at + _PAYLOAD : at + _PAYLOAD + captured]
+            pieces.append((connection, direction & 1, offset, payload, size, start, now))
+        if pieces:
+            self._parse(pieces)
+        self._hand_out()
+
+    def _parse(self, pieces: list[Piece]) -> None:
+        captured = [0, 0]
+        for connection, direction, offset, payload, size, start, now in pieces:
+            captured[direction] += len(payload)
             if direction:
                 finished = connection.data(1, offset, payload, size, now)
             else:
@@ -109,12 +136,17 @@ class Engine:
                 if self.wants_chunks:
                     for way, where, data in kept:
                         self._receiver.chunk(connection, way, where, data, len(data), now)
-                    self._receiver.chunk(connection, direction & 1, offset, payload, size, now)
+                    self._receiver.chunk(connection, direction, offset, payload, size, now)
+        words = self._words
+        words[self._n_data] += len(pieces)
+        words[self._n_bytes[0]] += captured[0]
+        words[self._n_bytes[1]] += captured[1]
 
     def close_all(self, now: int) -> None:
         """Ends every connection, as at shutdown."""
         for connection in list(self.connections.values()):
             self._close(connection, now)
+        self._hand_out()
 
     def watch_bodies(self) -> None:
         """Asks the receiver anew, for every connection, where bodies go."""
@@ -219,7 +251,12 @@ class Engine:
             if exchange.state is not COMPLETE:
                 self._words[self._n_incomplete] += 1
             self._words[self._slot(connection)] += 1
-            self._receiver.exchange(connection, exchange)
+            self._done.append((connection, exchange))
+
+    def _hand_out(self) -> None:
+        if self._done:
+            done, self._done = self._done, []
+            self._receiver.deliver(done)
 
     def _slot(self, connection: Connection) -> int:
         slot = connection.slots.get(connection.method)

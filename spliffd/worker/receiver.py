@@ -41,27 +41,31 @@ class FrameMaker:
         facts.process_start_ns = start_ns + self.boot_offset_ns
         self._ask(pid, start_ns, exec_id, facts)
 
-    def exchange(self, connection: Connection, exchange: HttpExchange) -> None:
-        """Serialises and hands on."""
-        bodies: Bodies | None = exchange.user
-        if bodies is not None:
-            exchange.user = None
-            self._held -= bodies.request.size + bodies.response.size
+    def deliver(self, finished: list[tuple[Connection, HttpExchange]]) -> None:
+        """Serialises all, then hands all on."""
+        for _, exchange in finished:
+            bodies: Bodies | None = exchange.user
+            if bodies is not None:
+                self._held -= bodies.request.size + bodies.response.size
         if not self.demand.watchers:
             return
-        facts = connection.facts
-        public, secret = exchange_bytes(
-            facts, exchange, connection.protocol, "NONE", 0, 0, self.wall_offset_ns
-        )
-        frame = ipc.Frame(
-            ipc.EXCHANGE, exchange.part_key, summary(facts, exchange, connection.protocol), public, secret
-        )
-        if bodies is not None:
-            if bodies.request.pieces:
-                frame.request_offset, frame.request_body = bodies.request.take()
-            if bodies.response.pieces:
-                frame.response_offset, frame.response_body = bodies.response.take()
-        self._output.put(frame)
+        wall = self.wall_offset_ns
+        pieces = [
+            exchange_bytes(connection.facts, exchange, connection.protocol, "NONE", 0, 0, wall)
+            for connection, exchange in finished
+        ]
+        put = self._output.put
+        for (connection, exchange), (public, secret) in zip(finished, pieces, strict=True):
+            told = summary(connection.facts, exchange, connection.protocol)
+            frame = ipc.Frame(ipc.EXCHANGE, exchange.part_key, told, public, secret)
+            bodies = exchange.user
+            if bodies is not None:
+                exchange.user = None
+                if bodies.request.pieces:
+                    frame.request_offset, frame.request_body = bodies.request.take()
+                if bodies.response.pieces:
+                    frame.response_offset, frame.response_body = bodies.response.take()
+            put(frame)
 
     def on_body(self, connection: Connection) -> OnBody | None:
         """A hook for the connection's parser while somebody wants bodies."""

@@ -34,6 +34,10 @@ class Recorder:
         self.processes: list[tuple[int, int, int]] = []
         self.bodies: list[tuple[bool, bytes]] | None = None
 
+    def deliver(self, finished: list[tuple[Connection, HttpExchange]]) -> None:
+        for connection, exchange in finished:
+            self.exchange(connection, exchange)
+
     def exchange(self, connection: Connection, exchange: HttpExchange) -> None:
         self.exchanges.append(exchange)
         self.facts.append(connection.facts)
