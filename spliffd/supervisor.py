@@ -173,7 +173,13 @@ class Supervisor:
 
         api_fds = [*shared_fds, *([listener.fileno()] if listener else [])]
         self.api = Child(
-            "api", api_command, lambda: api_fds, self._from_child, self._linked, lambda: self._died("api")
+            "api",
+            api_command,
+            lambda: api_fds,
+            self._from_child,
+            self._linked,
+            lambda: self._died("api"),
+            capture.nice // 2,
         )
         for number in range(capture.workers):
             fds = [maps.rings[number], maps.fd["armed"], *shared_fds]
@@ -185,6 +191,7 @@ class Supervisor:
                     self._from_child,
                     self._linked,
                     lambda: self._died("worker"),
+                    capture.nice,
                 )
             )
         with contextlib.suppress(FileNotFoundError):
@@ -251,6 +258,7 @@ class Supervisor:
 
     async def _serve(self) -> None:
         interval = systemd.watchdog_interval() or TICK_SECONDS
+        told: list[int] = []
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), min(interval, TICK_SECONDS))
@@ -258,7 +266,24 @@ class Supervisor:
             alive = [child.ping(self._pings) for child in (*self.workers, self.api)]
             if all(alive):
                 self._notify.watchdog()
-            self._notify.status(self.health())
+            facts = self._facts_of_health()
+            if facts != told:  # adding up all series takes milliseconds, most of what an idle daemon costs
+                told = facts
+                self._notify.status(self.health())
+
+    def _facts_of_health(self) -> list[int]:
+        """A few numbers of which one changes whenever the status line does.
+
+        Whatever a worker counts comes of records; the losses of the others are looked at one by one.
+        """
+        area = self.area
+        regions = {"kernel": self.kernel.maps.counters, "supervisor": area.supervisor, "api": area.api}
+        return [
+            self.libraries.attached(),
+            *(region.get("records") for region in area.workers),
+            *(regions[one.region].get(one.counter) for one in metrics.LOSSES
+              if one.counter and one.region in regions),
+        ]  # fmt: skip
 
     def health(self) -> str:
         """One line for `systemctl status`."""
