@@ -42,10 +42,13 @@ class Capture(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     unwatched: str = "metrics"
     """What happens while nobody watches: "metrics" goes on counting, "off" captures nothing."""
-    ring_mib: int = 32
-    """Size of one worker's ring; a power of two. 32 MiB hold 60 ms of 500 MiB/s."""
+    ring_mib: int = 16
+    """Size of one worker's ring; a power of two. 16 MiB hold 4,000 small exchanges, or 30 ms of 500 MiB/s."""
     workers: int = 1
     """Worker processes, each with a ring of its own."""
+    nice: int = -10
+    """Priority of the workers (-20 to 19; the api gets half of it): what a worker cannot read in time is
+    lost, and a traced program at the machine's limit would take the processor time that reading needs."""
     relocate: bool = True
     """Move probes to cheaper instructions where that is proved safe."""
     socket_observation: bool = True
@@ -130,6 +133,8 @@ def check(config: Config, source: str) -> Config:
         )
     if not 1 <= capture.workers <= MAX_WORKERS:
         raise UsageError(f"{source}: capture.workers is {capture.workers}", f"use 1 to {MAX_WORKERS}")
+    if not -20 <= capture.nice <= 19:
+        raise UsageError(f"{source}: capture.nice is {capture.nice}", "use -20 to 19")
     if not 1 <= config.access.queue_mib <= 1024:
         raise UsageError(f"{source}: access.queue_mib is {config.access.queue_mib}", "use 1 to 1024")
     if config.metrics.listen != "off":

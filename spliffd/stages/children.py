@@ -8,6 +8,7 @@ anew with a growing delay; one that stops answering is killed first. Everything 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -34,6 +35,19 @@ SILENT_SECONDS = 15.0
 back, within the unit's WatchdogSec=30, so that systemd need not end the whole daemon for it."""
 
 _DATAGRAM = 1 << 20
+
+
+def set_priority(pid: int, nice: int) -> None:
+    """Sets a process's priority, also against other sessions; best effort.
+
+    With autogroup scheduling (sched(7)) nice counts within a session only, and each child is a session of
+    its own: the session's value is set as well. In a cgroup with a CPU weight, that decides instead.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as file:
+        file.write(str(nice))
+
 
 OnMessage = Callable[["Child", ipc.FromChild], None]
 
@@ -64,6 +78,7 @@ class Child:
         on_message: OnMessage,
         started: Callable[[Child], None],
         restarted: Callable[[], None],
+        nice: int = 0,
     ) -> None:
         self.name = name
         self._command = command
@@ -71,6 +86,7 @@ class Child:
         self._on_message = on_message
         self._started = started
         self._restarted = restarted
+        self._nice = nice
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
         self._failures = 0
@@ -104,6 +120,8 @@ class Child:
             start_new_session=True,
         )
         theirs.close()
+        if self._nice:
+            set_priority(self._process.pid, self._nice)
         self._link = ours
         self._since = self._heard = self._asked = time.monotonic()
         asyncio.get_running_loop().add_reader(ours.fileno(), self._read)
