@@ -47,9 +47,12 @@ class Processes:
     def facts(self, pid: int, start_ns: int) -> tuple[ProcessFacts, bool]:
         """Facts of the process, and whether any could be had.
 
-        A live process is read anew: it may have moved to another cgroup since its exec.
+        A live process is read anew: it may have moved to another cgroup since its exec. One that has ended
+        and was not yet waited for still has a folder, but no executable: what was remembered says more.
         """
-        found = self._read(pid, start_ns) or self._known.get((pid, start_ns))
+        found = self._read(pid, start_ns)
+        if found is None or not found.exe:
+            found = self._known.get((pid, start_ns), found)
         if found is None:
             return ProcessFacts(pid, start_ns, "", "", "", "", "", ""), False
         return found, True

@@ -46,6 +46,10 @@ FIRST_DEMAND_SECONDS = 1.0
 """How long a new worker leaves the ring alone until it knows who watches: the link comes 10 ms after Ready,
 unless the api is being restarted too, and then there is nobody who watches."""
 
+FACTS_SECONDS = 0.02
+"""How long a process that speaks for the first time is waited for while the supervisor looks it up (0.3 ms
+on an idle host): a short-lived client's only exchange is over by then, and filters need to know whose."""
+
 _CONTROL_BYTES = 1 << 20
 
 
@@ -76,6 +80,9 @@ class Loop:
         self._processes: OrderedDict[tuple[int, int], tuple[int, ipc.ProcessFacts | None]] = OrderedDict()
         self._running = True
         self._demanded = False
+        self._patient = True
+        self._facts_poll = select.poll()
+        self._facts_poll.register(control, select.POLLIN)
         self._idle_poll = select.poll()
         self._rest_poll = select.poll()
         self._idle_poll.register(ring.fd, select.POLLIN)
@@ -264,10 +271,22 @@ class Loop:
         except BlockingIOError:
             return  # the supervisor is busy: the next connection asks again
         self._processes[pid, start_ns] = (exec_id, None)
+        self._await_facts(pid, start_ns)
+
+    def _await_facts(self, pid: int, start_ns: int) -> None:
+        """After an answer that took too long none is waited for until one comes: the ring must not fill."""
+        deadline = time.monotonic() + FACTS_SECONDS
+        while self._patient and self._running and self._processes[pid, start_ns][1] is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self._patient = False
+            elif self._facts_poll.poll(left * 1000):
+                self._from_supervisor()
 
     def _learn(self, known: ipc.ProcessFacts) -> None:
         exec_id, _ = self._processes.get((known.pid, known.start_ns), (-1, None))
         self._processes[known.pid, known.start_ns] = (exec_id, known)
+        self._patient = True
         for facts in self._engine.facts_of(known.pid, known.start_ns):
             _fill(facts, known)
 

@@ -91,14 +91,12 @@ def test_a_live_process():
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
             found, known = Processes().facts(process.pid, start_ns(process.pid))
-            while not found.exe.endswith(
-                ("sleep", "coreutils")
-            ):  # between fork and exec it is still this test
+            while found.cmdline != "sleep 60":  # between fork and exec it is still this test
                 found, known = Processes().facts(process.pid, start_ns(process.pid))
         finally:
             process.kill()
     assert known
-    assert found.cmdline == "sleep 60"
+    assert found.exe.endswith(("sleep", "coreutils"))
     assert found.user == user_name(os.geteuid())
     assert found.cgroup.startswith("/")
 
@@ -113,6 +111,24 @@ def test_a_process_that_ended_is_known_when_it_was_remembered():
     found, there = known.facts(process.pid, start + 1)
     assert not there
     assert (found.pid, found.exe, found.cmdline) == (process.pid, "", "")
+
+
+def test_a_process_that_ended_and_was_not_waited_for():
+    known = Processes()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        start = start_ns(process.pid)
+        while known.facts(process.pid, start)[0].cmdline != "sleep 60":
+            pass
+        known.remember(process.pid, start)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now
+        found, there = known.facts(process.pid, start)
+        assert there
+        assert found.cmdline == "sleep 60"
+        assert found.exe.endswith("sleep")
+        unknown, there = Processes().facts(process.pid, start)
+        assert there
+        assert (unknown.exe, unknown.cmdline) == ("", "")
 
 
 def plant(
