@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.support.lab import Lab
+from tests.support.servers import Nginx
 
 
 @pytest.fixture
@@ -21,3 +22,11 @@ def daemon(lab: Lab) -> Iterator[Daemon]:
     daemon = Daemon(lab)
     yield daemon
     daemon.stop()
+
+
+@pytest.fixture
+def server(lab: Lab, daemon: Daemon) -> Nginx:
+    """A server whose library is probed: what comes next is seen from its first byte on."""
+    server = Nginx(lab)
+    daemon.wait_attached()
+    return server

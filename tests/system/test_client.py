@@ -1,55 +1,27 @@
-"""spliffctl against the real daemon: commands, JSON, filters, text, and what hostile bytes come to."""
+"""spliffctl against the real daemon: commands, JSON, text, and what hostile bytes come to."""
 
 from __future__ import annotations
 
 import base64
-import fnmatch
 import json
 import re
-import signal
 import subprocess
 import time
-from collections.abc import Callable
 
 import pytest
 
 from spliffd.pb import spliff_pb2
+from tests.support.client import exchanges, interrupted, watchers
 from tests.support.daemon import PYTHON, Daemon
 from tests.support.lab import PYTHON as SYSTEM_PYTHON
 from tests.support.lab import REPOSITORY, Lab, wait_for
 from tests.support.servers import Nginx
-from tests.support.swarm import FRESH_PYTHON
-
-
-@pytest.fixture
-def server(lab: Lab, daemon: Daemon) -> Nginx:
-    """A server whose library is probed: what comes next is seen from its first byte on."""
-    server = Nginx(lab)
-    daemon.wait_attached()
-    return server
-
-
-def watchers(daemon: Daemon, count: int) -> None:
-    """Until so many watch."""
-    wait_for(lambda: daemon.stats()["spliff_subscribers"] == count, 30, f"{count} watchers")
 
 
 def in_lab(lab: Lab, daemon: Daemon, *arguments: str, **options) -> subprocess.Popen[bytes]:
     """spliffctl inside the lab: its command is in scope."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": REPOSITORY, **options}
     return lab.start(PYTHON, "-m", "spliffctl", "--socket", str(daemon.socket), *arguments, **options)
-
-
-def interrupted(client: subprocess.Popen[bytes]) -> tuple[str, str]:
-    """Ctrl-C; what it printed."""
-    client.send_signal(signal.SIGINT)
-    out, err = client.communicate(timeout=15)
-    assert client.returncode == 130, err
-    return out.decode(), err.decode()
-
-
-def exchanges(text: str) -> list[dict]:
-    return [item["exchange"] for item in map(json.loads, text.splitlines()) if "exchange" in item]
 
 
 # ---- watch -- COMMAND ---------------------------------------------------------------------------
@@ -170,89 +142,6 @@ def test_json_has_the_names_of_the_contract(lab: Lab, daemon: Daemon, server: Ng
     assert exchange["start_time_ns"].isdigit()  # 64-bit numbers are text, as protobuf JSON has it
     assert exchange["connection"]["socket_cookie"].isdigit()
     assert {"name": "Host", "value": f"127.0.0.1:{server.port}"} in exchange["request"]["headers"]
-
-
-# ---- filters --------------------------------------------------------------------------------------
-
-Keep = Callable[[dict], bool]
-
-
-def path_like(pattern: str) -> Keep:
-    return lambda e: fnmatch.fnmatchcase(e["request"]["path"], pattern)
-
-
-def status_in(first: int, last: int) -> Keep:
-    return lambda e: first <= e["response"]["status"] <= last
-
-
-def method(name: str) -> Keep:
-    return lambda e: e["request"]["method"] == name
-
-
-def comm(pattern: str) -> Keep:
-    return lambda e: fnmatch.fnmatchcase(e["process"]["comm"], pattern)
-
-
-def host(name: str) -> Keep:
-    return lambda e: e["request"]["authority"].rpartition(":")[0] == name
-
-
-FILTERS: list[tuple[list[str], Keep]] = [
-    (["--comm", "curl"], comm("curl")),
-    (["--comm", "pyth*", "--comm", "ngi?x"], lambda e: comm("python*")(e) or comm("nginx")(e)),
-    (["--host", "localhost"], host("localhost")),
-    (["--host", "local*", "--method", "POST"], lambda e: host("localhost")(e) and method("POST")(e)),
-    (["--path", "/hello*"], path_like("/hello*")),
-    (["--path", "*x=[13]"], path_like("*x=[13]")),
-    (["--method", "head", "--method", "POST"], lambda e: method("HEAD")(e) or method("POST")(e)),
-    (["--status", "2xx"], status_in(200, 299)),
-    (["--status", "404", "--status", "300-399"], lambda e: status_in(404, 404)(e) or status_in(300, 399)(e)),
-    (["--status", "5xx"], status_in(500, 599)),
-    (
-        ["--comm", "curl", "--path", "/oth?r", "--method", "GET", "--status", "200"],
-        lambda e: comm("curl")(e) and path_like("/oth?r")(e) and method("GET")(e) and status_in(200, 200)(e),
-    ),
-    (["--library", "openssl", "--protocol", "h1", "--comm", "nginx"], comm("nginx")),
-    (["--user", "nobody"], lambda e: e["process"].get("uid") == 65534),
-]
-
-
-def test_filters_agree_with_an_offline_evaluation(lab: Lab, daemon: Daemon, server: Nginx):
-    filters = [
-        *FILTERS,
-        (["--pid", str(server.pid)], lambda e: e["process"]["pid"] == server.pid),
-        (["--pid", str(server.pid), "--comm", "curl"], lambda _: False),
-        (["--port", str(server.port)], lambda _: True),
-    ]
-    everything = daemon.client("watch", "-o", "json")
-    clients = [daemon.client("watch", "-o", "json", *options) for options, _ in filters]
-    watchers(daemon, 1 + len(clients))
-    server.file("other", b"another\n")
-    asked = 0
-    for name in ("127.0.0.1", "localhost"):
-        for n, path in enumerate(("/hello?x=1", "/missing?x=2", "/moved", "/empty?x=3", "/other")):
-            url = f"https://{name}:{server.port}{path}"
-            more = (["-I"], ["-d", "a=b"], [], ["-X", "DELETE"], [])[n]
-            assert lab.run("curl", "-4sk", "-o", "/dev/null", *more, url).returncode == 0
-            asked += 1
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    for command in ([], nobody):
-        program = [SYSTEM_PYTHON, "-c", FRESH_PYTHON, "127.0.0.1", str(server.port), "/hello?x=3"]
-        assert lab.run(*command, *program).returncode == 0
-        asked += 1
-    wait_for(lambda: daemon.stats()["spliff_frames_total"] >= 2 * asked, 15, "all exchanges")
-    time.sleep(0.5)
-
-    seen, _ = interrupted(everything)
-    population = exchanges(seen)
-    assert len(population) == 2 * asked
-    for (options, keep), client in zip(filters, clients, strict=True):
-        out, err = interrupted(client)
-        wanted = [e["id"] for e in population if keep(e)]
-        assert [e["id"] for e in exchanges(out)] == wanted, options
-        assert f"{len(wanted)} exchange" in err or not wanted, err
-    kept = [sum(map(keep, population)) for _, keep in filters]
-    print(f"{len(population)} exchanges; kept by {len(filters)} filters: {kept}")
 
 
 # ---- text -----------------------------------------------------------------------------------------
