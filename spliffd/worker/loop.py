@@ -50,6 +50,9 @@ FACTS_SECONDS = 0.02
 """How long a process that speaks for the first time is waited for while the supervisor looks it up (0.3 ms
 on an idle host): a short-lived client's only exchange is over by then, and filters need to know whose."""
 
+LOST_IN_KERNEL = ("ring_full_data_records", "ring_full_data_bytes", "ring_full_control", "fault_records")
+"""Counters of what never reached the ring, in the order in which ``_tell_losses`` takes them."""
+
 _CONTROL_BYTES = 1 << 20
 
 
@@ -156,33 +159,29 @@ class Loop:
         self._maker.wall_offset_ns = now - time.monotonic_ns()
         self._maker.boot_offset_ns = now - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
-    def _lost_in_kernel(self) -> tuple[int, int, int]:
+    def _lost_in_kernel(self) -> list[int]:
         kernel = self._kernel
-        return (
-            kernel.get("ring_full_data_records") + kernel.get("ring_full_control"),
-            kernel.get("ring_full_data_bytes"),
-            kernel.get("fault_records"),
-        )
+        return [kernel.get(name) for name in LOST_IN_KERNEL]
 
     def _tell_losses(self) -> None:
-        """Records that found the ring full are told in-band; worker 0 speaks for all shards."""
+        """What the kernel could not hand over is told in-band; worker 0 speaks for all shards."""
         if self._number:
             return
         lost = self._lost_in_kernel()
         now = time.time_ns()
         if lost != self._kernel_lost:
-            before, self._kernel_lost = self._kernel_lost, lost
-            if lost[0] != before[0]:
-                self._output.lose(
-                    "kernel",
-                    "ring_full",
-                    lost[0] - before[0],
-                    lost[1] - before[1],
-                    self._last_loss_check,
-                    now,
-                )
-            if lost[2] != before[2]:
-                self._output.lose("kernel", "fault", lost[2] - before[2], 0, self._last_loss_check, now)
+            records, size, control, faults = (
+                after - before for after, before in zip(lost, self._kernel_lost, strict=True)
+            )
+            self._kernel_lost = lost
+            since = self._last_loss_check
+            for stage, reason, count, lost_bytes in (
+                ("ring", "ring_full", records, size),
+                ("ring", "control_ring_full", control, 0),
+                ("kernel", "fault", faults, 0),
+            ):
+                if count:
+                    self._output.lose(stage, reason, count, lost_bytes, since, now)
         self._last_loss_check = now
 
     def _links(self, ready: list[tuple[int, int]]) -> None:

@@ -80,7 +80,7 @@ class Output:
         now = time.time_ns()
         self._counters.add("output_dropped_frames", len(frames))
         self._counters.add("output_dropped_bytes", size)
-        self.lose("worker", "api_stalled" if self.link else "api_gone", len(frames), size, now, now)
+        self.lose("worker", "queue_full", len(frames), size, now, now)
 
     def _send(self, datagram: bytes) -> bool:
         link = self.link

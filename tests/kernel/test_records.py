@@ -62,6 +62,7 @@ ENUMS = {
     "FLAG_CONTINUED": records.FLAG_CONTINUED,
     "CONN_HANDSHAKE_SEEN": records.CONN_HANDSHAKE_SEEN,
     "CONN_HANDSHAKE_DONE": records.CONN_HANDSHAKE_DONE,
+    "CONN_SOCKET_ENDED": records.CONN_SOCKET_ENDED,
     "COOKIE_ZERO_IS_EOF": records.COOKIE_ZERO_IS_EOF,
     "COUNTERS": len(counters.KERNEL),
     **{f"OP_{name.upper()}": number for name, number in records.OPS.items()},

@@ -113,7 +113,7 @@ def test_without_an_api_frames_are_dropped_counted_and_told_later(stage):
     stage.output.put(frame(9))
     stage.output.flush()
     batch = stage.batch()
-    assert losses(batch) == [("worker", "api_gone", 4, 4 * 356)]
+    assert losses(batch) == [("worker", "queue_full", 4, 4 * 356)]
     assert [f.part_key for f in batch if f.kind == ipc.EXCHANGE] == [9]
     assert not stage.output.pending()  # told once
 
@@ -127,7 +127,7 @@ def test_an_api_that_goes_away_is_noticed(stage):
     assert stage.count("output_dropped_frames") == 1
     stage.connect()
     stage.output.flush()
-    assert losses(stage.batch()) == [("worker", "api_gone", 1, 256)]
+    assert losses(stage.batch()) == [("worker", "queue_full", 1, 256)]
 
 
 def test_a_stuck_api_costs_one_second_and_what_is_dropped_is_told(stage, monkeypatch):
@@ -147,7 +147,7 @@ def test_a_stuck_api_costs_one_second_and_what_is_dropped_is_told(stage, monkeyp
     arrived = stage.waiting()
     assert sum(len(batch) for batch in arrived) == sent - 1
     stage.output.flush()
-    assert losses(stage.batch()) == [("worker", "api_stalled", 1, 1256)]
+    assert losses(stage.batch()) == [("worker", "queue_full", 1, 1256)]
 
 
 def fill(stage) -> None:
