@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 
 import pytest
 
 from spliffd.kernel import records
 from tests.kernel.test_every_byte import client, serve
-from tests.support.lab import PYTHON, Lab
-from tests.support.leftovers import leftovers
+from tests.support.lab import PYTHON, REPOSITORY, Lab, wait_for
+from tests.support.leftovers import existing, held, leftovers
 from tests.support.tracer import Tracer, streams
 
 MIB = 1 << 20
@@ -253,10 +254,6 @@ time.sleep(600)
 
 @pytest.mark.parametrize("signal", [9, 15], ids=["SIGKILL", "SIGTERM"])
 def test_a_killed_loader_leaves_nothing_attached(lab: Lab, signal: int):
-    import sys
-
-    from tests.support.lab import REPOSITORY, wait_for
-
     before = leftovers()
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(REPOSITORY), str(lab.cgroup), str(lab.libraries)],
@@ -265,11 +262,16 @@ def test_a_killed_loader_leaves_nothing_attached(lab: Lab, signal: int):
     lab.processes.append(holder)
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"attached\n"
-    during = leftovers()
-    assert during["links"] != before["links"]
-    assert during["cgroup"] != before["cgroup"]
+    mine = held([holder.pid])
+    assert {kind for kind, _ in mine} == {"link", "prog", "map"}
+    assert mine <= existing()
+    assert str(lab.cgroup) in leftovers()["cgroup"]
 
     os.kill(holder.pid, signal)
     holder.wait()
 
-    wait_for(lambda: leftovers() == before, 10, "nothing left behind")
+    wait_for(lambda: not mine & existing(), 10, "links, programs and maps gone")
+    after = leftovers()
+    assert str(lab.cgroup) not in after["cgroup"]
+    for place in ("net", "xdp", "qdisc", "uprobe_events"):
+        assert after.get(place) == before.get(place), place
