@@ -35,7 +35,7 @@ proto: $(STAMP)
 	packaging/proto.sh $(BIN)
 
 docs: $(STAMP)
-	$(PY) -m packaging.docs
+	$(PY) packaging/docs.py
 
 deb: $(STAMP)
 	packaging/deb/build.sh $(BIN)

@@ -11,4 +11,7 @@ echo "generated code matches the contract"
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 packaging/proto.sh "$bin" "$tmp" 2>/dev/null
 for file in "$tmp"/spliffd/pb/*; do diff -q "$file" "spliffd/pb/$(basename "$file")"; done
+echo "generated pages match what they describe"
+"$bin/python" packaging/docs.py "$tmp"
+for page in configuration metrics api; do diff -q "$tmp/$page.md" "docs/$page.md"; done
 echo "all checks passed"

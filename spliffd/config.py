@@ -29,8 +29,11 @@ class Scope(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     paths: list[str] = []
     """Globs of library and executable paths that may be probed."""
     exclude_cgroups: list[str] = []
+    """Directories of cgroup v2 that are out of scope, whatever the others say."""
     exclude_users: list[str] = []
+    """User names or ids that are out of scope."""
     exclude_paths: list[str] = []
+    """Globs of libraries and executables that are never probed."""
 
     def is_empty(self) -> bool:
         """Whether the whole host is in scope."""
