@@ -76,6 +76,7 @@ class Bench:
             "number": 0, "ring-fd": self.maps.rings[0], "ring-bytes": RING_MIB << 20,
             "armed-fd": self.maps.fd["armed"], "shards": 1, "control-fd": theirs.fileno(),
             "counters-fd": self.area.fd, "kernel-counters-fd": self.maps.fd["counters"],
+            "conns-fd": self.maps.fd["conns"], "speakers-fd": self.maps.fd["speakers"],
             "uid": user.pw_uid, "gid": user.pw_gid,
         }  # fmt: skip
         options = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]

@@ -89,6 +89,7 @@ WORKER: tuple[str, ...] = (
     "connections_opened",
     "connections_closed",
     "connections_evicted",
+    "connections_reconciled",
     "exchanges_incomplete",
     "handshakes_ok",
     "handshakes_failed",

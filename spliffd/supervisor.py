@@ -162,6 +162,7 @@ class Supervisor:
             command = ["spliffd.worker", "--number", str(number), "--control-fd", str(control)]
             command += ["--ring-fd", str(maps.rings[number]), "--ring-bytes", str(maps.ring_bytes)]
             command += ["--armed-fd", str(maps.fd["armed"]), "--shards", str(maps.shards)]
+            command += ["--conns-fd", str(maps.fd["conns"]), "--speakers-fd", str(maps.fd["speakers"])]
             command += [*shared, *ids]
             return [*command, "--confirm-watchers"] if capture.unwatched == "off" else command
 
@@ -182,7 +183,11 @@ class Supervisor:
             capture.nice // 2,
         )
         for number in range(capture.workers):
-            fds = [maps.rings[number], maps.fd["armed"], *shared_fds]
+            fds = [
+                maps.rings[number],
+                *(maps.fd[name] for name in ("armed", "conns", "speakers")),
+                *shared_fds,
+            ]
             self.workers.append(
                 Child(
                     f"worker {number}",

@@ -10,7 +10,7 @@ Does no I/O, reads no clock: time is the records' own.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from spliffd.correlation.connection import NO_BYTES, RAW, Connection, OnBody
@@ -83,6 +83,8 @@ class Engine:
         self._n_gaps, self._n_gap_bytes = index("gaps"), index("gap_bytes")
         self.wants_chunks = False
         self._done: list[tuple[Connection, HttpExchange]] = []
+        self._over: set[bytes] = set()
+        """Connections ended by ``close_over``: their own closing record may still come, and says nothing new."""
 
     def handle(self, ring: mmap.mmap, positions: list[int]) -> None:
         """Takes one batch of records of the ring's memory (slices of an mmap are bytes: one copy).
@@ -148,6 +150,15 @@ class Engine:
             self._close(connection, now)
         self._hand_out()
 
+    def close_over(self, is_over: Callable[[Connection], bool], now: int) -> int:
+        """Ends the connections of which ``is_over`` says so; returns how many there were."""
+        over = [connection for connection in self.connections.values() if is_over(connection)]
+        for connection in over:
+            self._close(connection, now)
+        self._over = {connection.key for connection in over}
+        self._hand_out()
+        return len(over)
+
     def watch_bodies(self) -> None:
         """Asks the receiver anew, for every connection, where bodies go."""
         for connection in self.connections.values():
@@ -172,6 +183,8 @@ class Engine:
         key = ring[at + _KEY_AT : at + _KEY_END]
         connection = self.connections.get(key)
         if connection is None:
+            if key in self._over:
+                return
             connection = self._open(ring, key, at)
         elif connection.method != ring[at + _METHOD_AT]:
             self._socket(connection, ring, at)

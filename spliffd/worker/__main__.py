@@ -18,6 +18,7 @@ from spliffd.counters import Area
 from spliffd.kernel.maps import open_armed, open_counters
 from spliffd.kernel.ring import Ring
 from spliffd.worker.loop import Loop
+from spliffd.worker.tables import Tables
 
 
 def main() -> int:
@@ -32,6 +33,8 @@ def main() -> int:
         "control-fd",
         "counters-fd",
         "kernel-counters-fd",
+        "conns-fd",
+        "speakers-fd",
         "uid",
         "gid",
     ):
@@ -50,7 +53,10 @@ def main() -> int:
     control.setblocking(False)
     privileges.drop(args.uid, args.gid)
 
-    loop = Loop(args.number, ring, armed, control, counters, kernel, confirm_watchers=args.confirm_watchers)
+    tables = Tables(args.conns_fd, args.speakers_fd)
+    loop = Loop(
+        args.number, ring, armed, control, counters, kernel, tables, confirm_watchers=args.confirm_watchers
+    )
     control.send(ipc.encode(ipc.Ready()))
     gc.collect()
     gc.freeze()  # what was imported never becomes garbage: keep it out of every later collection

@@ -23,6 +23,7 @@ from spliffd.counters import Region
 from spliffd.kernel.ring import Ring
 from spliffd.worker.output import Output
 from spliffd.worker.receiver import FrameMaker
+from spliffd.worker.tables import Tables
 
 BUDGET = 64
 """Records an iteration, as in the kernel's NAPI: messages and timers wait for one batch at most."""
@@ -67,6 +68,7 @@ class Loop:
         control: socket.socket,
         counters: Region,
         kernel: Region,
+        tables: Tables,
         *,
         confirm_watchers: bool,
     ) -> None:
@@ -76,6 +78,8 @@ class Loop:
         self._control = control
         self._counters = counters
         self._kernel = kernel
+        self._tables = tables
+        self._control_lost = kernel.get("ring_full_control")
         self._confirm = confirm_watchers
         self._output = Output(counters)
         self._maker = FrameMaker(self._output, counters, number, self._who)
@@ -124,6 +128,7 @@ class Loop:
             else:
                 ring.release()  # records that were discarded count as consumed
                 empty += 1
+                self._find_ended()
             self._tell_losses()
             if output.pending():
                 output.flush()
@@ -183,6 +188,14 @@ class Loop:
                 if count:
                     self._output.lose(stage, reason, count, lost_bytes, since, now)
         self._last_loss_check = now
+
+    def _find_ended(self) -> None:
+        """Records that end connections were lost: with the ring empty, the tables know which are over."""
+        lost = self._kernel.get("ring_full_control")
+        if lost != self._control_lost:
+            self._control_lost = lost
+            ended = self._engine.close_over(self._tables.is_over, time.monotonic_ns())
+            self._counters.add("connections_reconciled", ended)
 
     def _links(self, ready: list[tuple[int, int]]) -> None:
         for fd, _ in ready:

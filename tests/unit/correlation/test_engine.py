@@ -374,3 +374,16 @@ def test_bodies_go_where_they_are_wanted_from_then_on(stage):
     other = Tls(2)
     stage.handle(other.sent(get("/3")), other.received(ok(b"also")))
     assert stage.told.bodies == [(True, b"seen"), (True, b"also")]
+
+
+def test_a_lost_end_is_found_out_and_its_late_record_says_nothing_new(stage):
+    lost, alive = Tls(1), Tls(2)
+    stage.handle(lost.sent(get("/pending")), alive.sent(get("/alive")))
+
+    ended = stage.engine.close_over(lambda connection: connection.key[16] == 1, 99)
+
+    assert ended == 1
+    assert (stage.paths(), stage.states()) == (["/pending"], ["response_missing"])
+    stage.handle(lost.close(), alive.received(ok(b"x")))
+    assert stage.paths() == ["/pending", "/alive"]
+    assert (stage.count("connections_opened"), stage.count("gaps")) == (2, 0)

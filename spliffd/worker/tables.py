@@ -1,0 +1,42 @@
+"""Asks the kernel's own tables whether a connection is over.
+
+The records that say so (SSL_free, process exit) can find the ring full like any other. Then nobody would
+ever end the connection, and what it still holds would never come out. So after such a loss the worker
+looks into the tables that the records come from (bpf/maps.h: conns, speakers), by file descriptors that
+it was handed; that needs no privilege.
+
+Only called after a loss: two look-ups of 2 us for each live connection. Never writes.
+"""
+
+from __future__ import annotations
+
+from spliffd.correlation.connection import Connection
+from spliffd.kernel import bpf
+from spliffd.kernel.maps import CONN_VALUE
+from spliffd.kernel.records import KEY_BYTES
+
+_OBJECT_BYTES = 24
+"""struct conn_key: all of a connection's key but the generation."""
+
+
+class Tables:
+    """The kernel's tables of connections and of processes that speak TLS."""
+
+    def __init__(self, conns_fd: int, speakers_fd: int) -> None:
+        self._conns = conns_fd
+        self._speakers = speakers_fd
+
+    def is_over(self, connection: Connection) -> bool:
+        """Whether the object was freed or used anew, or its process has ended.
+
+        A kernel that does not let us look (before 5.19) leaves the question open: then it is not over.
+        """
+        pid, start_ns = connection.process
+        try:
+            start = bpf.map_lookup(self._speakers, pid.to_bytes(4, "little"), 8)
+            value = bpf.map_lookup(self._conns, connection.key[:_OBJECT_BYTES], CONN_VALUE)
+        except OSError:
+            return False
+        if start is None or int.from_bytes(start, "little") != start_ns:
+            return True
+        return value is None or value[:KEY_BYTES] != connection.key
