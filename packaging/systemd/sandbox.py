@@ -96,6 +96,9 @@ def _check(result: int, what: str) -> None:
         raise OSError(code, f"{what}: {os.strerror(code)}")
 
 
+CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
 def restrict_files(unit: dict[str, list[str]]) -> None:
     """A mount namespace in which / is read-only, but for the unit's own folders, and /home is empty."""
     _check(libc.unshare(CLONE_NEWNS), "unshare")
@@ -114,9 +117,21 @@ def restrict_files(unit: dict[str, list[str]]) -> None:
         if protected and "\\" not in path and os.path.exists(path):
             _mount(None, path, None, MS_REMOUNT | MS_BIND | MS_RDONLY)
     if unit.get("ProtectHome") == ["yes"] and os.path.isdir("/home"):
-        _mount("none", "/home", "tmpfs", MS_RDONLY)
+        _hide("/home")
+        _mount(None, "/home", None, MS_REMOUNT | MS_BIND | MS_RDONLY)
     if unit.get("PrivateTmp") == ["yes"]:
-        _mount("none", "/tmp", "tmpfs", 0)
+        _hide("/tmp")
+
+
+def _hide(folder: str) -> None:
+    """An empty folder in its place, but for this checkout: the command that is tried out comes from there."""
+    inside = CHECKOUT.startswith(folder + "/")
+    checkout = os.open(CHECKOUT, os.O_PATH)
+    _mount("none", folder, "tmpfs", 0)
+    if inside:
+        os.makedirs(CHECKOUT)
+        _mount(f"/proc/self/fd/{checkout}", CHECKOUT, None, MS_BIND)
+    os.close(checkout)
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int) -> None:

@@ -84,7 +84,7 @@ class Engine:
         self.wants_chunks = False
         self._done: list[tuple[Connection, HttpExchange]] = []
         self._over: set[bytes] = set()
-        """Connections ended by ``close_over``: their own closing record may still come, and says nothing new."""
+        """Ended by ``close_over``: their own closing record may still come, and says nothing new."""
 
     def handle(self, ring: mmap.mmap, positions: list[int]) -> None:
         """Takes one batch of records of the ring's memory (slices of an mmap are bytes: one copy).
