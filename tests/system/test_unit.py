@@ -108,18 +108,18 @@ def test_the_doctor_finds_nothing_missing():
 def test_programs_are_compiled_loaded_and_attached(cgroup, library):
     out = python(
         """
-from elftools.elf.elffile import ELFFile
+from spliffd.stages.libraries import probe_of
+from spliffd.targets.inspector import inspect_fd
 with open(sys.argv[2], "rb") as file:
-    symbol = ELFFile(file).get_section_by_name(".dynsym").get_symbol_by_name("SSL_write")[0]
+    probes = [probe_of(site) for site in inspect_fd(file.fileno(), True).sites]
 maps = Maps(1, 1 << 20)
 programs = Programs(compile_programs(account.pw_uid, account.pw_gid), maps)
 group = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
 maps.set_scope(0, group)
 print("sock_ops", len(links.attach_sock_ops(programs, [group]).fds))
-probe = links.Probe(symbol["st_value"], "write", "none", returns=False)
-print("uprobe", len(links.attach_library(programs, sys.argv[2], "openssl", [probe]).fds) > 0)
+print("uprobe", len(links.attach_library(programs, sys.argv[2], "openssl", probes).fds) > 0)
 programs.load_perf_flavour()
-print("perf uprobe", len(links.attach_library(programs, sys.argv[2], "openssl", [probe]).fds) > 0)
+print("perf uprobe", len(links.attach_library(programs, sys.argv[2], "openssl", probes).fds) > 0)
 """,
         str(cgroup),
         library,
