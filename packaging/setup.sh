@@ -4,7 +4,8 @@
 # Argument: folder of the virtual environment.
 set -euo pipefail
 venv=$1
-packages=(python3-bpfcc python3-venv libbpf1 curl openssl nginx-light wrk tshark bpftool iproute2 systemd prometheus)
+packages=(python3-bpfcc python3-venv libbpf1 curl openssl nginx-light wrk tshark bpftool iproute2 systemd prometheus
+    binutils util-linux libseccomp2)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -15,8 +16,14 @@ if ((${#missing[@]})); then
         exit 1
     fi
     echo "installing ${missing[*]}"
-    # Tests start their own servers; packages must not start theirs.
     export DEBIAN_FRONTEND=noninteractive
+    # Tests start servers of their own; the packages must not start theirs (invoke-rc.d asks this script).
+    policy=/usr/sbin/policy-rc.d
+    if [[ ! -e $policy ]]; then
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+        trap 'rm -f "$policy"' EXIT
+    fi
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
