@@ -104,6 +104,11 @@ class Supervisor:
         return 0
 
     def _accounts(self) -> tuple[int, int, int]:
+        if os.uname().machine != "x86_64":
+            raise HostError(
+                f"this version runs on x86-64 only, not on {os.uname().machine}",
+                "wait for the ring reader of other processors (spliffd/kernel/ring.py says why)",
+            )
         if os.geteuid():
             raise HostError(f"needs root, but runs as user {os.geteuid()}", "start it with sudo")
         check = doctor.btf(doctor.Host.here().btf)

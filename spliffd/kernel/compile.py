@@ -17,11 +17,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from spliffd import privileges
 from spliffd.errors import HostError
+from spliffd.kernel.btf import Btf, all_offsets
 
 SOURCES = ("tls.bpf.c", "sockets.bpf.c", "processes.bpf.c")
 HEADERS = ("events.h", "maps.h", "common.bpf.h")
@@ -116,8 +120,6 @@ def _child(uid: int, gid: int, btf_path: str) -> Compiled:
             error='the module "bcc" is not the eBPF compiler (PyPI has another one of that name)',
             remedy="pip uninstall bcc; " + BCC_REMEDY,
         )
-    from spliffd.kernel.btf import Btf, all_offsets
-
     folder = source_folder()
     text = "\n".join(
         f'#line 1 "{name}"\n{(folder / name).read_text(encoding="utf-8")}' for name in (*HEADERS, *SOURCES)
@@ -129,26 +131,21 @@ def _child(uid: int, gid: int, btf_path: str) -> Compiled:
         shutil.copytree(folder / "include", work / "include")
         for path in (work, *work.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        return _unprivileged(lambda: _compile(bcc, Btf(btf_path), text, work, all_offsets), uid, gid)
+        return _unprivileged(lambda: _compile(bcc, Btf(btf_path), text, work), uid, gid)
     except LookupError as error:
         return Compiled(error=str(error), remedy="this kernel is not supported; please report it")
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _unprivileged(work, uid: int, gid: int) -> Compiled:  # type: ignore[no-untyped-def] # noqa: ANN001
+def _unprivileged(work: Callable[[], Compiled], uid: int, gid: int) -> Compiled:
     """Runs ``work`` in a fork that has dropped everything; the parent keeps the right to clean up."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reader)
         try:
-            if os.geteuid() == 0:
-                os.setgroups([])
-                os.setgid(gid)
-                os.setuid(uid)
-            ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-            os.chdir("/")  # BCC looks for headers in the working directory first
+            privileges.drop(uid, gid)  # leaves us in /: BCC looks for headers in the working directory first
             result = work()
         except LookupError as error:
             result = Compiled(error=str(error), remedy="this kernel is not supported; please report it")
@@ -164,8 +161,8 @@ def _unprivileged(work, uid: int, gid: int) -> Compiled:  # type: ignore[no-unty
     return msgspec.msgpack.decode(data, type=Compiled)
 
 
-def _compile(bcc, btf, text: str, headers: Path, all_offsets) -> Compiled:  # type: ignore[no-untyped-def] # noqa: ANN001
-    offsets: dict[str, int] = all_offsets(btf)
+def _compile(bcc: Any, btf: Btf, text: str, headers: Path) -> Compiled:
+    offsets = all_offsets(btf)
     tracepoints = {}
     for name in TYPED_TRACEPOINTS:
         try:
