@@ -251,6 +251,11 @@ def _application(readings: Readings) -> list[Family]:
             "Times a parser found its place again after a gap or a mid-stream start.",
             total["parser_resyncs"],
         ),
+        _counter(
+            "spliff_connections_reconciled_total",
+            "Connections whose end was lost, and found out in the kernel's tables.",
+            total["connections_reconciled"],
+        ),
         _gauge("spliff_connections", "TLS connections that the workers hold.", max(0, live)),
         _per_worker(readings, "sleep_cycles", "Times a worker went to sleep for want of work."),
         _per_worker(readings, "busy_polls", "Polling iterations that used up their whole budget."),

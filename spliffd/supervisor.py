@@ -33,7 +33,7 @@ from spliffd.kernel.maps import PROCESS_RING_BYTES
 from spliffd.kernel.records import PROCESS_RECORD
 from spliffd.kernel.ring import Ring
 from spliffd.stages.capture import Kernel, ScopeMaps
-from spliffd.stages.children import Child
+from spliffd.stages.children import Child, let_sleep
 from spliffd.stages.libraries import Libraries
 from spliffd.stages.queries import Queries
 from spliffd.targets.client import Inspector
@@ -167,7 +167,7 @@ class Supervisor:
             command = ["spliffd.worker", "--number", str(number), "--control-fd", str(control)]
             command += ["--ring-fd", str(maps.rings[number]), "--ring-bytes", str(maps.ring_bytes)]
             command += ["--armed-fd", str(maps.fd["armed"]), "--shards", str(maps.shards)]
-            command += ["--conns-fd", str(maps.fd["conns"]), "--speakers-fd", str(maps.fd["speakers"])]
+            command += [part for name, fd in maps.to_look.items() for part in (f"--{name}-fd", str(fd))]
             command += [*shared, *ids]
             return [*command, "--confirm-watchers"] if capture.unwatched == "off" else command
 
@@ -190,7 +190,8 @@ class Supervisor:
         for number in range(capture.workers):
             fds = [
                 maps.rings[number],
-                *(maps.fd[name] for name in ("armed", "conns", "speakers")),
+                maps.fd["armed"],
+                *maps.to_look.values(),
                 *shared_fds,
             ]
             self.workers.append(
@@ -269,10 +270,12 @@ class Supervisor:
     async def _serve(self) -> None:
         interval = systemd.watchdog_interval() or TICK_SECONDS
         told: list[int] = []
+        threads: set[int] = set()
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), min(interval, TICK_SECONDS))
             self._pings += 1
+            let_sleep(self.api.pid, threads)
             alive = [child.ping(self._pings) for child in (*self.workers, self.api)]
             if all(alive):
                 self._notify.watchdog()

@@ -25,7 +25,8 @@ PROG_KPROBE, PROG_SOCK_OPS, PROG_RAW_TRACEPOINT, PROG_TRACING = 2, 13, 17, 26
 ATTACH_NONE, ATTACH_SOCK_OPS, ATTACH_RAW_TP, ATTACH_PERF_EVENT, ATTACH_UPROBE_MULTI = 0, 3, 23, 41, 48
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD = 0, 1, 2, 3, 4, 5
-_RAW_TRACEPOINT_OPEN, _LINK_CREATE = 17, 28
+_MAP_GET_FD_BY_ID, _OBJ_GET_INFO, _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 14, 15, 17, 28
+_F_RDONLY = 1 << 3
 
 _UPROBE_MULTI_RETURN = 1
 
@@ -91,6 +92,17 @@ def map_delete(fd: int, key: bytes) -> None:
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise
+
+
+def map_read_only(fd: int) -> int:
+    """Another fd of the same map, for looking only: what a process without privileges is handed."""
+    info = ctypes.create_string_buffer(8)  # struct bpf_map_info: type, id, ...
+    attr = bytearray(ATTR_BYTES)
+    struct.pack_into("=IIQ", attr, 0, fd, len(info), ctypes.addressof(info))
+    _call(_OBJ_GET_INFO, attr)
+    attr = bytearray(ATTR_BYTES)
+    struct.pack_into("=III", attr, 0, struct.unpack("=II", info.raw)[1], 0, _F_RDONLY)
+    return _call(_MAP_GET_FD_BY_ID, attr)
 
 
 def map_count(fd: int, key_size: int) -> int:

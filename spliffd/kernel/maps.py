@@ -69,6 +69,8 @@ class Maps:
             "speakers": make(bpf.MAP_LRU_HASH, 4, 8, SPEAKERS, name="speakers"),
             "cookies": make(bpf.MAP_LRU_HASH, FLOW_KEY, FLOW_VALUE, COOKIES, name="cookies"),
         }
+        self.to_look = {name: bpf.map_read_only(self.fd[name]) for name in ("conns", "speakers")}
+        """Read-only fds of the tables that workers look into."""
         for shard, ring in enumerate(self.rings):
             bpf.map_update(self.fd["rings"], struct.pack("=I", shard), struct.pack("=I", ring))
         self._counter_memory = bpf.map_memory(self.fd["counters"], COUNTER_SLOTS * 8, writable=True)
@@ -91,7 +93,7 @@ class Maps:
 
     def close(self) -> None:
         """Gives the maps back to the kernel."""
-        for fd in (*self.rings, *self.fd.values()):
+        for fd in (*self.rings, *self.fd.values(), *self.to_look.values()):
             os.close(fd)
 
 

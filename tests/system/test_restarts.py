@@ -240,7 +240,7 @@ def descriptors(pid: int) -> Counter[str]:
     return found
 
 
-RINGBUF, ARRAY = "map of type 27", "map of type 2"
+RINGBUF, ARRAY, LRU_HASH = "map of type 27", "map of type 2", "map of type 9"
 
 
 def test_children_have_no_privileges_and_only_the_descriptors_they_need(lab: Lab):
@@ -260,6 +260,11 @@ def test_children_have_no_privileges_and_only_the_descriptors_they_need(lab: Lab
 
     worker = found["worker"]
     assert worker.pop(RINGBUF) == 1 + 2  # its ring, and the copies that Python's mmap keeps of it
+    assert worker.pop(LRU_HASH) == 2  # connections and speakers, for looking only
+    for fd in Path(f"/proc/{pids['worker 0']}/fdinfo").iterdir():
+        info = fd.read_text()
+        if "map_type:\t9\n" in info:
+            assert int(re.findall(r"flags:\t(\d+)", info)[0], 8) & os.O_ACCMODE == os.O_RDONLY
     assert worker.keys() <= {ARRAY, "counters", "socket"}
     assert worker["socket"] == 2  # the supervisor and the api
     api = found["api"]
