@@ -43,7 +43,7 @@ class Weight:
             Figure(part, f"RSS {when}", rss, "MiB", target=target, note=f"RSS/PSS: {note}"),
             Figure(
                 part, f"RSS {when}, without the rings", rss - self.rings / 1024, "MiB", target=target,
-                note=f"ring buffers are mapped twice in a row: {self.rings / 1024:.1f} MiB of RSS",
+                note=f"ring buffers mapped into the worker: {self.rings / 1024:.1f} MiB of RSS",
             ),
             Figure(part, f"PSS {when}", pss, "MiB"),
         ]  # fmt: skip
