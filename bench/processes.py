@@ -38,7 +38,7 @@ def memory_kib(pid: int) -> tuple[int, int]:
 
 
 def ring_kib(pid: int) -> int:
-    """RSS of the ring buffer's mapping, in KiB; its memory is mapped twice in a row, so it counts twice."""
+    """RSS of the ring buffer's mapping, in KiB: its memory, and 32 KiB that are mapped twice."""
     found, inside = 0, False
     try:
         with open(f"/proc/{pid}/smaps", encoding="utf-8") as file:
