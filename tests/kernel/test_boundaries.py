@@ -275,3 +275,12 @@ def test_a_killed_loader_leaves_nothing_attached(lab: Lab, signal: int):
     assert str(lab.cgroup) not in after["cgroup"]
     for place in ("net", "xdp", "qdisc", "uprobe_events"):
         assert after.get(place) == before.get(place), place
+
+
+def test_tests_refuse_to_run_unscoped(lab: Lab):
+    own, lab.cgroup = lab.cgroup, lab.cgroup.parent
+    try:
+        with pytest.raises(RuntimeError, match="scoped"):
+            Tracer(lab)
+    finally:
+        lab.cgroup = own

@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 
 from spliffd.pb import spliff_pb2, spliff_pb2_grpc
-from tests.support.lab import REPOSITORY, Lab, stop, wait_for
+from tests.support.lab import REPOSITORY, Lab, refuse_unscoped, stop, wait_for
 
 PYTHON = sys.executable
 
@@ -25,6 +25,7 @@ class Daemon:
     def __init__(
         self, lab: Lab, *options: str, config: str = "", wait: bool = True, env: dict[str, str] | None = None
     ) -> None:
+        refuse_unscoped(lab)
         self.lab = lab
         run = lab.folder / "run"
         run.mkdir(exist_ok=True)

@@ -125,6 +125,12 @@ class Lab:
         return found
 
 
+def refuse_unscoped(lab: Lab) -> None:
+    """Nothing is traced but what a lab started: without a cgroup of its own there is no test."""
+    if not lab.cgroup.is_dir() or lab.cgroup == cgroup_root() or not lab.libraries.is_dir():
+        raise RuntimeError("tests run scoped to a cgroup and library copies of their own, or not at all")
+
+
 def stop(process: subprocess.Popen[bytes], seconds: float = 10.0) -> int:
     """Ends one process politely, then not so."""
     if process.poll() is None:

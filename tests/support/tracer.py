@@ -15,7 +15,7 @@ from spliffd.kernel.maps import Maps
 from spliffd.kernel.ring import Ring
 from spliffd.stages.libraries import probe_of
 from spliffd.targets.inspector import inspect_fd
-from tests.support.lab import Lab
+from tests.support.lab import Lab, refuse_unscoped
 
 COMPILED: list[compiler.Compiled] = []
 
@@ -47,6 +47,7 @@ class Tracer:
         uids: tuple[int, ...] = (),
         excluded: tuple[str, ...] = (),
     ) -> None:
+        refuse_unscoped(lab)
         user = pwd.getpwnam("nobody")
         if not COMPILED:
             COMPILED.append(compiler.compile_programs(user.pw_uid, user.pw_gid))
