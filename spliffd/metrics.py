@@ -164,7 +164,7 @@ def _correlation(readings: Readings) -> list[Family]:
         ),
         _counter(
             "spliff_cookie_misses_total",
-            "Packets of flows of this host whose socket cookie was not known.",
+            "Connections whose socket was named but had no cookie yet.",
             readings.get("kernel", "cookie_misses"),
         ),
         _counter(
