@@ -133,6 +133,16 @@ class Watched(msgspec.Struct, array_like=True, tag=True):
     watchers: int
 
 
+class Interfaces(msgspec.Struct, array_like=True, tag=True):
+    """Interface names by index, to workers only: the whole table at start and after each change.
+
+    Replaces what was sent before. Interfaces that vanished lately are still in it, because the last
+    exchanges that went through them may come after they are gone.
+    """
+
+    names: dict[int, str]
+
+
 class Answer(msgspec.Struct, array_like=True, tag=True):
     """Answer to a Query: a serialised protobuf response, or an error in one line."""
 
@@ -185,7 +195,7 @@ class Query(msgspec.Struct, array_like=True, tag=True):
     payload: bytes
 
 
-ToChild = Ping | Stop | Debug | Link | ProcessFacts | Watched | Answer
+ToChild = Ping | Stop | Debug | Link | ProcessFacts | Watched | Interfaces | Answer
 FromChild = Pong | Ready | Failed | WhoIs | Watching | Query
 
 encode = msgspec.msgpack.Encoder().encode

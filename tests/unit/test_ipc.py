@@ -21,6 +21,7 @@ KINDS: dict[type, st.SearchStrategy] = {
     str: text,
     bool: st.booleans(),
     bytes: st.binary(max_size=50),
+    dict[int, str]: st.dictionaries(number, text, max_size=5),
 }
 
 
