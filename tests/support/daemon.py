@@ -15,15 +15,25 @@ import grpc
 
 from spliffd.pb import spliff_pb2, spliff_pb2_grpc
 from tests.support.lab import REPOSITORY, Lab, refuse_unscoped, stop, wait_for
+from tests.support.net import Namespace
 
 PYTHON = sys.executable
 
 
 class Daemon:
-    """spliffd in a lab. ``options`` go on its command line; the scope is always the lab's."""
+    """spliffd in a lab. ``options`` go on its command line; the scope is always the lab's.
+
+    With ``namespace`` it runs in a network namespace: the interfaces there are the only ones it knows.
+    """
 
     def __init__(
-        self, lab: Lab, *options: str, config: str = "", wait: bool = True, env: dict[str, str] | None = None
+        self,
+        lab: Lab,
+        *options: str,
+        config: str = "",
+        wait: bool = True,
+        env: dict[str, str] | None = None,
+        namespace: Namespace | None = None,
     ) -> None:
         refuse_unscoped(lab)
         self.lab = lab
@@ -41,7 +51,7 @@ class Daemon:
         self._log_start = self.log.stat().st_size if self.log.exists() else 0  # what earlier ones wrote
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*arguments, *options],
+                namespace.enter(*arguments, *options) if namespace else [*arguments, *options],
                 stdout=log,
                 stderr=log,
                 cwd=REPOSITORY,

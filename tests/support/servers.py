@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 from pathlib import Path
 
 from tests.support.lab import Lab, wait_for
+from tests.support.net import Namespace, inside
 
 NGINX = """\
 daemon off;
@@ -25,8 +27,7 @@ http {{
   client_max_body_size 1g;
   {tls}
   server {{
-    listen {address}:{port} ssl;
-    listen [::]:{port} ssl ipv6only=on;
+    {listen}
     ssl_certificate {certificate};
     ssl_certificate_key {key};
     root {root};
@@ -50,24 +51,39 @@ def free_port() -> int:
 
 
 class Nginx:
-    """nginx with the lab's certificate; ``root`` holds what it serves, ``/hello`` and others are fixed."""
+    """nginx with the lab's certificate; ``root`` holds what it serves, ``/hello`` and others are fixed.
+
+    With ``namespace`` it listens there; ``mapped`` makes IPv4 clients arrive as ::ffff:a.b.c.d on one socket.
+    """
 
     def __init__(
-        self, lab: Lab, *, address: str = "127.0.0.1", workers: int = 0, log: bool = False, tls: str = ""
+        self,
+        lab: Lab,
+        *,
+        address: str = "127.0.0.1",
+        workers: int = 0,
+        log: bool = False,
+        tls: str = "",
+        namespace: Namespace | None = None,
+        port: int = 0,
+        mapped: bool = False,
     ) -> None:
-        self.port = free_port()
+        self.port = port or free_port()
         self.address = address
-        self.root = lab.folder / f"www-{self.port}"
+        self._namespace = namespace
+        where = f"-{namespace.name}" if namespace else ""
+        self.root = lab.folder / f"www-{self.port}{where}"
         self.root.mkdir()
-        folder = lab.folder / f"nginx-{self.port}"
+        folder = self.root.with_name(self.root.name.replace("www", "nginx"))
         folder.mkdir()
         self.access_log = folder / "access.log"
         text = NGINX.format(
             master="on" if workers else "off",
             workers=workers or 1,
             folder=folder,
-            address=address,
-            port=self.port,
+            listen=f"listen [::]:{self.port} ssl ipv6only=off;"
+            if mapped
+            else f"listen {address}:{self.port} ssl; listen [::]:{self.port} ssl ipv6only=on;",
             certificate=lab.certificate,
             key=lab.key,
             root=self.root,
@@ -76,9 +92,10 @@ class Nginx:
         )
         configuration = folder / "nginx.conf"
         configuration.write_text(text)
-        self.process = lab.start(
-            "nginx", "-c", configuration, "-p", folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        command: list[str | Path] = ["nginx", "-c", configuration, "-p", folder]
+        if namespace:
+            command = [*namespace.enter(*command)]
+        self.process = lab.start(*command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         wait_for(self._answers, 10, "nginx")
 
     @property
@@ -86,9 +103,10 @@ class Nginx:
         """Process id (without workers there is only one process)."""
         return self.process.pid
 
-    def url(self, path: str = "/hello") -> str:
-        """A URL of this server."""
-        return f"https://{self.address}:{self.port}{path}"
+    def url(self, path: str = "/hello", host: str = "") -> str:
+        """A URL of this server; ``host`` is another of its addresses."""
+        host = host or self.address
+        return f"https://{f'[{host}]' if ':' in host else host}:{self.port}{path}"
 
     def file(self, name: str, content: bytes) -> Path:
         """Puts a file where it is served."""
@@ -97,6 +115,7 @@ class Nginx:
         return path
 
     def _answers(self) -> bool:
-        with socket.socket() as probe:
+        where = inside(self._namespace) if self._namespace else contextlib.nullcontext()
+        with where, socket.socket() as probe:
             probe.settimeout(1)
             return probe.connect_ex((self.address, self.port)) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.support.lab import PYTHON, Lab
+from tests.support.net import Namespace
 
 RUNNER = r"""
 import json, subprocess, sys
@@ -34,10 +35,13 @@ print(int.from_bytes(connection.sock.getsockopt(socket.SOL_SOCKET, 57, 8), "litt
 """
 
 
-def swarm(lab: Lab, count: int, command: list[str], parallel: int = 4) -> dict[int, tuple[int, str]]:
+def swarm(
+    lab: Lab, count: int, command: list[str], parallel: int = 4, namespace: Namespace | None = None
+) -> dict[int, tuple[int, str]]:
     """Runs ``command`` ``count`` times ("{n}" is the number); returns number -> (pid, output)."""
     spec = json.dumps({"count": count, "command": command, "parallel": parallel})
-    done = lab.run(PYTHON, "-c", RUNNER, spec, timeout=300)
+    runner = [PYTHON, "-c", RUNNER, spec]
+    done = lab.run(*(namespace.enter(*runner) if namespace else runner), timeout=300)
     assert done.returncode == 0, done.stderr.decode()
     results = json.loads(done.stdout)
     assert all(code == 0 for _, _, code, _ in results), [r for r in results if r[2]][:3]
