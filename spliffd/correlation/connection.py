@@ -35,9 +35,10 @@ class Connection:
     __slots__ = (
         "expect",
         "facts",
+        "fresh_until_ns",
         "gap_bytes",
         "gaps",
-        "generation",
+        "given_up",
         "http1",
         "joined",
         "key",
@@ -51,6 +52,7 @@ class Connection:
         "request_direction",
         "slots",
         "state",
+        "waiting",
     )
 
     def __init__(self, key: bytes, process: tuple[int, int], facts: ConnectionFacts, *, joined: bool) -> None:
@@ -73,7 +75,13 @@ class Connection:
         self.gaps = 0
         self.gap_bytes = 0
         self.slots: dict[int, int] = {}
-        """Counter slot by correlation method: looked up once, added to in place."""
+        """Counter slot by correlation method and packet hook: looked up once, added to in place."""
+        self.fresh_until_ns = 0
+        """Until then (ktime) its exchanges need no look at its flow, and none of them waits for one."""
+        self.waiting = 0
+        """Its exchanges in the retry queue."""
+        self.given_up = False
+        """Whether one of its exchanges waited for its flow in vain: the next ones do not wait."""
 
     def data(
         self, direction: int, offset: int, payload: bytes, size: int, now: int
