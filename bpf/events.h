@@ -117,6 +117,36 @@ enum counter {
   COUNTER_SOCKETS_ACTIVE,
   COUNTER_SOCKETS_PASSIVE,
   COUNTER_SOCKETS_CLOSED,
-  COUNTER_COOKIE_MISSES,
+  COUNTER_COOKIE_MISSES, /* packets of a socket in scope whose connection is not in `cookies` */
+  COUNTER_SOCKETS_WITHOUT_COOKIE,
+  COUNTER_SOCKETS_SEEDED,
+  COUNTER_FLOW_TABLE_FULL,
+  COUNTER_FLOWS_WITHOUT_HOP, /* packets on more interfaces than a flow has hops */
+  COUNTER_XDP_OWN,
+  COUNTER_XDP_AMBIGUOUS,
+  COUNTER_XDP_FOREIGN,
+  COUNTER_XDP_FORWARDED,
+  COUNTER_XDP_FRAGMENTS,
+  COUNTER_XDP_NOT_TCP,
+  COUNTER_XDP_MALFORMED,
+  COUNTER_TC_OWN,
+  COUNTER_TC_AMBIGUOUS,
+  COUNTER_TC_FOREIGN,
+  COUNTER_TC_FORWARDED,
+  COUNTER_TC_FRAGMENTS,
+  COUNTER_TC_NOT_TCP,
+  COUNTER_TC_MALFORMED,
   COUNTERS
+};
+
+/* What a packet turned out to be: the counter is COUNTER_XDP_OWN or COUNTER_TC_OWN plus this. */
+enum packet_outcome {
+  PACKET_OWN,       /* of a connection of ours */
+  PACKET_AMBIGUOUS, /* two namespaces use its addresses and ports: whose it is cannot be told */
+  PACKET_FOREIGN,   /* TCP of a socket out of scope, or of none that is open (SYN, RST, TIME-WAIT) */
+  PACKET_FORWARDED, /* TCP between others: no socket of this namespace has these addresses and ports */
+  PACKET_FRAGMENTS, /* a later fragment of IP: its ports are in the first one */
+  PACKET_NOT_TCP,
+  PACKET_MALFORMED, /* cut short, or no sense in it */
+  PACKET_MISSED,    /* counted in COUNTER_COOKIE_MISSES */
 };

@@ -8,7 +8,7 @@
  *
  * | map       | key -> value                     | bound  | who deletes                              |
  * | settings  | 0 -> struct settings             | 1      | nobody                                   |
- * | counters  | enum counter -> u64              | 64     | nobody                                   |
+ * | counters  | cpu * 64 + enum counter -> u64   | 64/CPU | nobody                                   |
  * | armed     | shard -> u32                     | shards | cleared by whoever wakes the worker      |
  * | rings     | shard -> ring buffer             | shards | nobody                                   |
  * | processes | ring buffer for the supervisor   | 256 KiB| consumer                                 |
@@ -18,6 +18,7 @@
  * | conns     | struct conn_key -> struct conn_state | 32,768 | SSL_free; LRU beyond (worker counts)  |
  * | speakers  | tgid -> start_ns                 | 8,192  | process exit; LRU beyond                 |
  * | cookies   | struct flow_key -> struct flow_cookie | 65,536 | close of the socket; LRU beyond     |
+ * | flows     | socket cookie -> struct flow     | 32,768 | supervisor, 10 s after close; LRU beyond |
  */
 #pragma once
 
@@ -33,8 +34,10 @@
 #define MAP_CONNS MAP(1009)
 #define MAP_SPEAKERS MAP(1010)
 #define MAP_COOKIES MAP(1011)
+#define MAP_FLOWS MAP(1012)
 
 #define SCOPE_SLOTS 16
+#define COUNTER_SLOTS 64 /* for each processor */
 
 struct settings {
   u32 enabled;
@@ -43,7 +46,10 @@ struct settings {
   u32 uids;             /* number of uids in scope; 0: all */
   u32 excluded_uids;
   u32 shards;
+  u64 netns_cookie; /* of the namespace whose interfaces are watched: the daemon's */
+  u64 cgroup_ids[2 * SCOPE_SLOTS]; /* of the cgroups in `scope`: sockets are compared with these */
 };
+_Static_assert(sizeof(struct settings) == 288, "maps.py counts on it");
 
 /* TLS in TLS (an HTTPS proxy) nests two calls on one thread; SSL_connect calls SSL_do_handshake. */
 #define CALL_DEPTH 4
@@ -89,10 +95,56 @@ struct flow_key {
 };
 _Static_assert(sizeof(struct flow_key) == 48, "maps.py counts on it");
 
+/* Two entries for each connection. One under its namespace, exact. One under ANY_NETNS, for packets, which
+ * tell no namespace: `cookie` and `netns_cookie` there are the sums over `owners` connections, so that the
+ * last one left is known again when the others have closed. While there are several, the tuple names none. */
+#define ANY_NETNS 0
+
 struct flow_cookie {
   u64 cookie;
+  u64 netns_cookie;
   u64 since; /* ktime ns */
   u32 role;
-  u32 pad;
+  u32 owners;
 };
-_Static_assert(sizeof(struct flow_cookie) == 24, "maps.py counts on it");
+_Static_assert(sizeof(struct flow_cookie) == 32, "maps.py counts on it");
+
+#define HOPS 4 /* a container's veth, bridge, tunnel and physical interface */
+
+struct hop {
+  u32 ifindex;
+  u32 hook; /* enum hook; set together with ifindex, once */
+  u64 packets[2]; /* by enum direction, as the flow's own end sees it */
+  u64 bytes[2]; /* of the packets as the interface sees them, from the first header on */
+  u64 first_ns;
+};
+
+enum hook { HOOK_XDP = 1, HOOK_TC = 2 };
+enum flow_flag { FLOW_CLIENT_HELLO = 1, FLOW_MORE_HOPS = 2, FLOW_SEEDED = 4 };
+enum flow_state { FLOW_CONNECTING = 0, FLOW_ESTABLISHED = 1, FLOW_CLOSED = 2 };
+
+/* One TCP connection of a socket in scope: made when it opens, kept for a while when it has closed. */
+struct flow {
+  u64 first_ns; /* ktime: when it was opened, or seeded */
+  u64 last_ns;  /* of the last packet that a hook saw, or of the last change of state */
+  u64 closed_ns;
+  u64 netns_cookie;
+  /* 32 */
+  u8 local[16];
+  u8 remote[16];
+  u16 local_port;
+  u16 remote_port;
+  u8 family; /* 4 or 6 */
+  u8 role;
+  u8 hops; /* in use */
+  u8 flags;
+  /* 72 */
+  u32 tgid; /* 0: not known */
+  u32 state;
+  u64 tcp_sent; /* bytes that the peer has acknowledged; of the whole life of the socket */
+  u64 tcp_received;
+  /* 96: in order of the first packet */
+  struct hop hop[HOPS];
+};
+_Static_assert(sizeof(struct hop) == 48, "flows.py counts on it");
+_Static_assert(sizeof(struct flow) == 288, "flows.py counts on it");

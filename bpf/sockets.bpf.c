@@ -59,7 +59,7 @@ static __always_inline bool learn_socket(struct conn_state *state, u64 sk, u64 c
       cookie = flow->cookie;
   }
   if (!cookie)
-    count(COUNTER_COOKIE_MISSES, 1);
+    count(COUNTER_SOCKETS_WITHOUT_COOKIE, 1);
   state->conn.socket_cookie = cookie;
   state->conn.method = method;
   emit_control(state, RECORD_SOCKET, 0);

@@ -18,6 +18,17 @@ from collections.abc import Sequence
 MAX_WORKERS = 16
 """More workers than this are refused by the configuration: two per shard of a large host."""
 
+PACKET_OUTCOMES: tuple[str, ...] = (
+    "own",
+    "ambiguous",
+    "foreign",
+    "forwarded",
+    "fragments",
+    "not_tcp",
+    "malformed",
+)
+"""What a packet can be: see bpf/events.h. Those of a cookie miss are counted as such instead."""
+
 KERNEL: tuple[str, ...] = (
     # The order is the order of `enum counter` in bpf/events.h; a test compares the two.
     "out_of_scope",
@@ -36,7 +47,16 @@ KERNEL: tuple[str, ...] = (
     "sockets_passive",
     "sockets_closed",
     "cookie_misses",
+    "sockets_without_cookie",
+    "sockets_seeded",
+    "flow_table_full",
+    "flows_without_hop",
+    # What became of each packet that a hook saw, in the order of `enum packet_outcome`, for each hook.
+    *(f"{hook}_{outcome}" for hook in ("xdp", "tc") for outcome in PACKET_OUTCOMES),
 )
+
+KERNEL_STRIDE = 64
+"""Room of one processor's counters in the kernel's map: COUNTER_SLOTS in bpf/maps.h."""
 
 SUPERVISOR: tuple[str, ...] = (
     "worker_restarts",
@@ -209,6 +229,31 @@ class Area:
         return Region(names, self._words[number * size : (number + 1) * size])
 
 
+class KernelRegion(Region):
+    """The eBPF programs' counters: each processor adds to its own, so that none waits for another.
+
+    Reading adds them up; ``words`` holds KERNEL_STRIDE of them for each processor. Never written here.
+    """
+
+    def __init__(self, words: memoryview) -> None:
+        super().__init__(KERNEL, words)
+
+    def get(self, name: str) -> int:
+        """The sum of one counter over all processors."""
+        return sum(self.words[self._index[name] :: KERNEL_STRIDE])
+
+    def values(self) -> dict[str, int]:
+        """All sums by name."""
+        return {name: self.get(name) for name in self.names}
+
+
 def kernel_region(words: memoryview) -> Region:
     """The eBPF programs' counters, over an mmap of their map."""
-    return Region(KERNEL, words)
+    return KernelRegion(words)
+
+
+def kernel_bytes() -> int:
+    """Size of the eBPF programs' counters on this host: a slot for each processor it may ever have."""
+    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
+        last = file.read().strip().rpartition(",")[2].rpartition("-")[2]
+    return (int(last) + 1) * KERNEL_STRIDE * 8

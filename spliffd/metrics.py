@@ -73,6 +73,7 @@ LOSSES: tuple[Loss, ...] = (
     Loss("kernel", "call_unmatched", "kernel", "call_unmatched", None),
     Loss("kernel", "conn_table_full", "kernel", "conn_table_full", None),
     Loss("kernel", "cookie_table_full", "kernel", "cookie_table_full", None),
+    Loss("kernel", "flow_table_full", "kernel", "flow_table_full", None),
     Loss("worker", "gap", "worker", "gaps", "gap_bytes"),
     Loss("worker", "conn_evicted", "worker", "connections_evicted", None),
     Loss("worker", "body_shed", "worker", None, "body_bytes_shed"),
@@ -164,8 +165,13 @@ def _correlation(readings: Readings) -> list[Family]:
         ),
         _counter(
             "spliff_cookie_misses_total",
-            "Connections whose socket was named but had no cookie yet.",
+            "Packets of sockets in scope whose connection was not in the cookie map.",
             readings.get("kernel", "cookie_misses"),
+        ),
+        _counter(
+            "spliff_sockets_without_cookie_total",
+            "TLS connections whose socket was named but had no cookie yet.",
+            readings.get("kernel", "sockets_without_cookie"),
         ),
         _counter(
             "spliff_deferred_successes_total",
@@ -279,12 +285,27 @@ def _host(readings: Readings) -> list[Family]:
             "Interfaces whose packets are seen, by hook and mode.",
             [Sample("", (("hook", hook), ("mode", mode)), 0) for hook, mode in HOOK_MODES],
         ),
+        Family(
+            "spliff_packets_total",
+            "counter",
+            "Packets that a hook saw, by what they are; those of cookie misses are counted there.",
+            [
+                Sample("", (("hook", hook.upper()), ("kind", kind)), kernel[f"{hook}_{kind}"])
+                for hook in ("xdp", "tc")
+                for kind in counters.PACKET_OUTCOMES
+            ],
+        ),
+        _counter(
+            "spliff_flows_without_hop_total",
+            "Packets on more interfaces than one connection is followed over.",
+            kernel["flows_without_hop"],
+        ),
         _labelled(
             "counter",
             "spliff_sockets_total",
-            "Socket events seen by sock_ops.",
+            "Connections opened and closed, and those found at start.",
             "event",
-            [(event, kernel[f"sockets_{event}"]) for event in ("active", "passive", "closed")],
+            [(event, kernel[f"sockets_{event}"]) for event in ("active", "passive", "closed", "seeded")],
         ),
         _labelled(
             "gauge",

@@ -94,7 +94,7 @@ def _kernel(fd: int) -> counters.Region:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
-    size = mmap.PAGESIZE
+    size = counters.kernel_bytes()
     address = libc.mmap(None, ctypes.c_size_t(size), mmap.PROT_READ, mmap.MAP_SHARED, fd, ctypes.c_long(0))
     number = ctypes.get_errno()
     os.close(fd)

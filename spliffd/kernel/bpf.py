@@ -22,10 +22,13 @@ MAP_HASH, MAP_ARRAY, MAP_CGROUP_ARRAY, MAP_LRU_HASH, MAP_ARRAY_OF_MAPS, MAP_RING
 F_MMAPABLE = 1 << 10
 
 PROG_KPROBE, PROG_SOCK_OPS, PROG_RAW_TRACEPOINT, PROG_TRACING = 2, 13, 17, 26
+PROG_SCHED_CLS, PROG_XDP = 3, 6
 ATTACH_NONE, ATTACH_SOCK_OPS, ATTACH_RAW_TP, ATTACH_PERF_EVENT, ATTACH_UPROBE_MULTI = 0, 3, 23, 41, 48
+ATTACH_XDP, ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS = 37, 46, 47
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD = 0, 1, 2, 3, 4, 5
 _MAP_GET_FD_BY_ID, _OBJ_GET_INFO, _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 14, 15, 17, 28
+_MAP_LOOKUP_BATCH = 24
 _F_RDONLY = 1 << 3
 
 _UPROBE_MULTI_RETURN = 1
@@ -103,6 +106,48 @@ def map_read_only(fd: int) -> int:
     attr = bytearray(ATTR_BYTES)
     struct.pack_into("=III", attr, 0, struct.unpack("=II", info.raw)[1], 0, _F_RDONLY)
     return _call(_MAP_GET_FD_BY_ID, attr)
+
+
+def map_lookup_batch(
+    fd: int, after: bytes, key_size: int, value_size: int, room: int
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Up to ``room`` entries of a hash map (5.6), and where to go on: empty when that was all.
+
+    ``after`` is empty at first. Entries that come and go meanwhile may be missed, or seen twice. Raises
+    OSError(ENOSPC) when one bucket of the map holds more than ``room``.
+    """
+    keys = ctypes.create_string_buffer(key_size * room)
+    values = ctypes.create_string_buffer(value_size * room)
+    before = ctypes.create_string_buffer(after, max(key_size, 4))
+    following = ctypes.create_string_buffer(max(key_size, 4))
+    attr = bytearray(ATTR_BYTES)
+    struct.pack_into(
+        "=QQQQII",
+        attr,
+        0,
+        ctypes.addressof(before) if after else 0,
+        ctypes.addressof(following),
+        ctypes.addressof(keys),
+        ctypes.addressof(values),
+        room,
+        fd,
+    )
+    more = True
+    try:
+        _call(_MAP_LOOKUP_BATCH, attr)
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # the last batch
+            raise
+        more = False
+    (found,) = struct.unpack_from("=I", attr, 32)
+    entries = [
+        (
+            keys.raw[i * key_size : (i + 1) * key_size],
+            values.raw[i * value_size : (i + 1) * value_size],
+        )
+        for i in range(found)
+    ]
+    return entries, following.raw if more else b""
 
 
 def map_count(fd: int, key_size: int) -> int:
@@ -186,11 +231,21 @@ def raw_tracepoint_open(prog_fd: int, name: str = "") -> int:
     return _call(_RAW_TRACEPOINT_OPEN, attr)
 
 
-def link_create(prog_fd: int, target_fd: int, attach_type: int, cookie: int = 0) -> int:
-    """A link to a cgroup (ATTACH_SOCK_OPS) or a perf event (ATTACH_PERF_EVENT, with a cookie)."""
+def link_create(prog_fd: int, target: int, attach_type: int, cookie: int = 0, flags: int = 0) -> int:
+    """A link to a cgroup (ATTACH_SOCK_OPS), a perf event (ATTACH_PERF_EVENT, with a cookie), or an
+    interface, whose index is the ``target`` (ATTACH_XDP, ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS)."""
     attr = bytearray(ATTR_BYTES)
-    struct.pack_into("=IIIIQ", attr, 0, prog_fd, target_fd, attach_type, 0, cookie)
+    struct.pack_into("=IIIIQ", attr, 0, prog_fd, target, attach_type, flags, cookie)
     return _call(_LINK_CREATE, attr)
+
+
+def link_interface(fd: int) -> int:
+    """Index of the interface that an XDP or TCX link is attached to; 0 when that interface is gone."""
+    info = ctypes.create_string_buffer(24)  # struct bpf_link_info: type, id, prog_id, pad, ifindex, ...
+    attr = bytearray(ATTR_BYTES)
+    struct.pack_into("=IIQ", attr, 0, fd, len(info), ctypes.addressof(info))
+    _call(_OBJ_GET_INFO, attr)
+    return int(struct.unpack_from("=I", info.raw, 16)[0])
 
 
 def uprobe_multi_link(

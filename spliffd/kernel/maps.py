@@ -2,17 +2,20 @@
 
 Takes sizes from the configuration; returns ``Maps``: file descriptors by name, and the shared memory of
 the arrays that are mapped (counters, armed flags). The supervisor owns them; workers get the fds of
-their ring, of ``armed`` and of ``conns``. Closing the last fd frees a map: nothing is pinned.
+their ring, of ``armed`` and, for looking only, of ``conns``, ``speakers`` and ``flows``. Closing the
+last fd frees a map: nothing is pinned.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
+import socket
 import struct
+import sys
 
-from spliffd.counters import KERNEL, Region, kernel_region
+from spliffd.counters import Region, kernel_bytes, kernel_region
 from spliffd.kernel import bpf
+from spliffd.kernel.flows import FLOW_SIZE
 
 # The numbers of bpf/maps.h.
 NUMBERS = {
@@ -27,9 +30,9 @@ NUMBERS = {
     1009: "conns",
     1010: "speakers",
     1011: "cookies",
+    1012: "flows",
 }
 
-COUNTER_SLOTS = 64
 SCOPE_SLOTS = 16
 MAX_UIDS = 1024
 CALLS = 32768
@@ -38,14 +41,25 @@ CONNS = 32768
 """Live TLS objects; the least recently used goes first, and the worker counts it."""
 SPEAKERS = 8192
 COOKIES = 65536
-"""Live TCP sockets in scope: twice the ephemeral ports."""
+"""Two entries for each live TCP connection in scope: as many connections as there are flows."""
+FLOWS = 32768
+"""Live TCP connections in scope and those closed within 10 s: more than a host's 28,232 ephemeral ports to
+one destination, and as many as the TLS objects that can be told apart. 12 MiB of kernel memory."""
 PROCESS_RING_BYTES = 256 << 10
 """Exec events: 8,192 of them while the supervisor is busy."""
 
 CALLS_VALUE = 16 + 4 * 48
 CONN_KEY, CONN_VALUE = 24, 152
-FLOW_KEY, FLOW_VALUE = 48, 24
-SETTINGS = struct.Struct("=IIIIII")
+FLOW_KEY, FLOW_VALUE = 48, 32
+SETTINGS = struct.Struct(f"=6IQ{2 * SCOPE_SLOTS}Q")
+
+_SO_NETNS_COOKIE = 71
+
+
+def netns_cookie() -> int:
+    """The kernel's number for this process's network namespace (SO_NETNS_COOKIE, 5.14)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
 
 
 class Maps:
@@ -58,7 +72,7 @@ class Maps:
         self.rings = [make(bpf.MAP_RINGBUF, 0, 0, ring_bytes, name=f"ring{i}") for i in range(shards)]
         self.fd = {
             "settings": make(bpf.MAP_ARRAY, 4, SETTINGS.size, 1, name="settings"),
-            "counters": make(bpf.MAP_ARRAY, 4, 8, COUNTER_SLOTS, bpf.F_MMAPABLE, "counters"),
+            "counters": make(bpf.MAP_ARRAY, 4, 8, kernel_bytes() // 8, bpf.F_MMAPABLE, "counters"),
             "armed": make(bpf.MAP_ARRAY, 4, 4, max(shards, 2), bpf.F_MMAPABLE, "armed"),
             "rings": make(bpf.MAP_ARRAY_OF_MAPS, 4, 4, shards, name="rings", inner=self.rings[0]),
             "processes": make(bpf.MAP_RINGBUF, 0, 0, PROCESS_RING_BYTES, name="processes"),
@@ -68,23 +82,33 @@ class Maps:
             "conns": make(bpf.MAP_LRU_HASH, CONN_KEY, CONN_VALUE, CONNS, name="conns"),
             "speakers": make(bpf.MAP_LRU_HASH, 4, 8, SPEAKERS, name="speakers"),
             "cookies": make(bpf.MAP_LRU_HASH, FLOW_KEY, FLOW_VALUE, COOKIES, name="cookies"),
+            "flows": make(bpf.MAP_LRU_HASH, 8, FLOW_SIZE, FLOWS, name="flows"),
         }
-        self.to_look = {name: bpf.map_read_only(self.fd[name]) for name in ("conns", "speakers")}
+        self.netns_cookie = netns_cookie()
+        self._cgroup_ids = [0] * (2 * SCOPE_SLOTS)
+        self.to_look = {name: bpf.map_read_only(self.fd[name]) for name in ("conns", "speakers", "flows")}
         """Read-only fds of the tables that workers look into."""
         for shard, ring in enumerate(self.rings):
             bpf.map_update(self.fd["rings"], struct.pack("=I", shard), struct.pack("=I", ring))
-        self._counter_memory = bpf.map_memory(self.fd["counters"], COUNTER_SLOTS * 8, writable=True)
-        self.counters: Region = map_counters(self._counter_memory)
+        self.counters: Region = open_counters(self.fd["counters"])
 
     def set_settings(
         self, *, enabled: bool, cgroups: int, excluded_cgroups: int, uids: int, excluded_uids: int
     ) -> None:
         """Writes struct settings; takes effect with the next probe hit."""
-        value = SETTINGS.pack(enabled, cgroups, excluded_cgroups, uids, excluded_uids, self.shards)
+        value = SETTINGS.pack(
+            enabled, cgroups, excluded_cgroups, uids, excluded_uids, self.shards,
+            self.netns_cookie, *self._cgroup_ids,
+        )  # fmt: skip
         bpf.map_update(self.fd["settings"], struct.pack("=I", 0), value)
 
     def set_scope(self, slot: int, cgroup_fd: int) -> None:
-        """Puts a cgroup v2 directory into the scope array (0-15 in scope, 16-31 excluded)."""
+        """Puts a cgroup v2 directory into the scope array (0-15 in scope, 16-31 excluded).
+
+        To be followed by ``set_settings``, which also tells the programs the cgroup's id: the inode number
+        of its directory.
+        """
+        self._cgroup_ids[slot] = os.fstat(cgroup_fd).st_ino
         bpf.map_update(self.fd["scope"], struct.pack("=I", slot), struct.pack("=I", cgroup_fd))
 
     def set_uid(self, uid: int, *, excluded: bool) -> None:
@@ -97,14 +121,10 @@ class Maps:
             os.close(fd)
 
 
-def map_counters(memory: mmap.mmap) -> Region:
-    """The kernel's counters over their mapped memory."""
-    return kernel_region(memoryview(memory).cast("Q")[: len(KERNEL)])
-
-
 def open_counters(fd: int) -> Region:
-    """The same, read-only, for a process that was handed the map's fd."""
-    return map_counters(bpf.map_memory(fd, COUNTER_SLOTS * 8, writable=False))
+    """The kernel's counters, read-only; also for a process that was handed the map's fd."""
+    size = kernel_bytes()
+    return kernel_region(memoryview(bpf.map_memory(fd, size, writable=False)).cast("Q")[: size // 8])
 
 
 def open_armed(fd: int, shards: int) -> memoryview:

@@ -35,6 +35,7 @@ def main() -> int:
         "kernel-counters-fd",
         "conns-fd",
         "speakers-fd",
+        "flows-fd",
         "uid",
         "gid",
     ):
@@ -53,7 +54,7 @@ def main() -> int:
     control.setblocking(False)
     privileges.drop(args.uid, args.gid)
 
-    tables = Tables(args.conns_fd, args.speakers_fd)
+    tables = Tables(args.conns_fd, args.speakers_fd, args.flows_fd)
     loop = Loop(
         args.number, ring, armed, control, counters, kernel, tables, confirm_watchers=args.confirm_watchers
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from spliffd.correlation.connection import Connection
 from spliffd.kernel import bpf
+from spliffd.kernel.flows import Flow, look_up
 from spliffd.kernel.maps import CONN_VALUE
 from spliffd.kernel.records import KEY_BYTES
 
@@ -22,9 +23,14 @@ _OBJECT_BYTES = 24
 class Tables:
     """The kernel's tables of connections and of processes that speak TLS."""
 
-    def __init__(self, conns_fd: int, speakers_fd: int) -> None:
+    def __init__(self, conns_fd: int, speakers_fd: int, flows_fd: int) -> None:
         self._conns = conns_fd
         self._speakers = speakers_fd
+        self._flows = flows_fd
+
+    def flow(self, cookie: int) -> Flow | None:
+        """The TCP connection behind a socket cookie, None when the kernel's table has none (any more)."""
+        return look_up(self._flows, cookie)
 
     def is_over(self, connection: Connection) -> bool:
         """Whether the object was freed or used anew, or its process has ended.

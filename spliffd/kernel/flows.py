@@ -1,0 +1,155 @@
+"""TCP connections as the kernel's programs keep them: struct flow of bpf/maps.h, read and swept.
+
+Takes the fd of the ``flows`` map; returns ``Flow`` values by socket cookie. Workers look single ones up
+by a read-only fd, the supervisor reads all of them for `spliffctl flows` and removes those that closed a
+while ago: closing keeps an entry, so that the exchange that ended with it still finds it. Entries are made
+by the programs only. Times are ktime (CLOCK_MONOTONIC) ns; the 32,768 entries of the map are least recently
+used first out, which the kernel does not count: how full the map is shows before that happens.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from typing import NamedTuple
+
+from spliffd.kernel import bpf
+
+KEY_SIZE = 8
+FLOW_SIZE = 288
+HOPS = 4
+"""Interfaces that one connection is followed over: container veth, bridge, tunnel, physical."""
+
+# enum hook
+HOOKS = ("NONE", "XDP", "TC")
+# enum flow_flag
+CLIENT_HELLO, MORE_HOPS, SEEDED = 1, 2, 4
+# enum flow_state
+CONNECTING, ESTABLISHED, CLOSED = range(3)
+
+LINGER_NS = 10_000_000_000
+"""How long a closed connection stays: the retry queue gives up after 50 ms, a busy worker after seconds."""
+
+_FLOW = struct.Struct("=QQQQ16s16sHHBBBBIIQQ")
+_HOP = struct.Struct("=IIQQQQQ")
+_HOPS_AT = 96
+assert _FLOW.size == _HOPS_AT
+assert _HOPS_AT + HOPS * _HOP.size == FLOW_SIZE
+
+_BATCH = 1024
+"""Flows of one system call: 300 KB; a bucket of the kernel's hash holds a handful."""
+
+
+class Hop(NamedTuple):
+    """One interface that packets of a connection went through."""
+
+    ifindex: int
+    hook: int
+    """1 XDP, 2 TC: an index of HOOKS."""
+    packets_sent: int
+    packets_received: int
+    bytes_sent: int
+    """As the interface sees them, headers included; GRO and TSO make one large packet of several."""
+    bytes_received: int
+    first_ns: int
+
+
+class Flow(NamedTuple):
+    """One TCP connection of a socket in scope."""
+
+    first_ns: int
+    last_ns: int
+    closed_ns: int
+    """0 while the socket lives."""
+    netns_cookie: int
+    local: bytes
+    """16 bytes; IPv4 in the first four. ``address`` makes text of it."""
+    remote: bytes
+    local_port: int
+    remote_port: int
+    family: int
+    """4 or 6; IPv4-mapped IPv6 is IPv4."""
+    role: int
+    """1 client, 2 server: an index of records.ROLES; 0 for a seeded socket."""
+    hops: tuple[Hop, ...]
+    """In order of the first packet."""
+    flags: int
+    tgid: int
+    """Who connected; 0 where that is not known."""
+    state: int
+    tcp_sent: int
+    """Bytes of the socket's whole life that the peer has acknowledged, as of the last change of state."""
+    tcp_received: int
+
+    @property
+    def wire(self) -> str:
+        """The hook that saw its first packet: XDP, TC, or NONE."""
+        return HOOKS[self.hops[0].hook] if self.hops else HOOKS[0]
+
+
+def address(raw: bytes, family: int) -> str:
+    """An address of ``Flow`` as text."""
+    return str(ipaddress.IPv4Address(raw[:4]) if family == 4 else ipaddress.IPv6Address(raw))
+
+
+def unpack_hops(data: bytes, used: int) -> tuple[Hop, ...]:
+    """The hops of a struct flow; one that another processor is just taking (hook 0) is left out."""
+    hops = (Hop._make(_HOP.unpack_from(data, _HOPS_AT + i * _HOP.size)) for i in range(min(used, HOPS)))
+    return tuple(hop for hop in hops if 0 < hop.hook < len(HOOKS))
+
+
+def unpack_flow(data: bytes) -> Flow:
+    """Decodes a struct flow; any FLOW_SIZE bytes give a result, fewer raise struct.error."""
+    (
+        first, last, closed, netns, local, remote, local_port, remote_port, family, role, used, flags,
+        tgid, state, sent, received,
+    ) = _FLOW.unpack_from(data)  # fmt: skip
+    return Flow(
+        first, last, closed, netns, local, remote, local_port, remote_port, family, role,
+        unpack_hops(data, used), flags, tgid, state, sent, received,
+    )  # fmt: skip
+
+
+def look_up(fd: int, cookie: int) -> Flow | None:
+    """The flow of a socket cookie, None when there is none; raises OSError where looking is refused."""
+    data = bpf.map_lookup(fd, cookie.to_bytes(KEY_SIZE, "little"), FLOW_SIZE)
+    return None if data is None else unpack_flow(data)
+
+
+def read_flows(fd: int) -> list[tuple[int, Flow]]:
+    """All flows by cookie, closed ones included. Those that come or go meanwhile may be missing."""
+    found: dict[int, Flow] = {}
+    after = b""
+    while True:
+        entries, after = bpf.map_lookup_batch(fd, after, KEY_SIZE, FLOW_SIZE, _BATCH)
+        found.update((int.from_bytes(key, "little"), unpack_flow(data)) for key, data in entries)
+        if not after:
+            return list(found.items())
+
+
+class Sweeper:
+    """Removes what closed over LINGER_NS ago; costs nothing while nothing closes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._closings = 0
+        self._pending = False
+
+    def sweep(self, closings: int, now_ns: int) -> int:
+        """Removes closed flows and returns how many flows are left, or -1 when nobody needed to look.
+
+        ``closings`` is the kernel's counter of closed sockets, ``now_ns`` CLOCK_MONOTONIC. As long as it
+        stands still and nothing closed is waiting, the map is not read.
+        """
+        if closings == self._closings and not self._pending:
+            return -1
+        self._closings = closings
+        self._pending = False
+        left = 0
+        for cookie, flow in read_flows(self._fd):
+            if flow.closed_ns and now_ns - flow.closed_ns > LINGER_NS:
+                bpf.map_delete(self._fd, cookie.to_bytes(KEY_SIZE, "little"))
+                continue
+            left += 1
+            self._pending = self._pending or bool(flow.closed_ns)
+        return left
