@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from spliffctl import units
 from spliffctl.parts import Body
+from spliffctl.render import wire
 from spliffctl.render.body import body_lines
 from spliffctl.render.colour import Palette
 from spliffctl.render.quote import quote, word
@@ -66,7 +67,7 @@ class TextRenderer:
         if self._options.compact:
             return self._compact(exchange, url)
         protocol = _protocol(exchange)
-        who = f"{_pair(exchange.connection)} {_process(exchange.process, exchange.connection)}"
+        who = f"{wire.pair(exchange.connection)} {wire.process(exchange.process, exchange.connection)}"
         stream = f" [stream {exchange.stream_id}]" if exchange.stream_id else ""
         result = ""
         # A request of which nothing was seen has no line; the response says that it is missing.
@@ -158,7 +159,7 @@ class TextRenderer:
             f"{self._clock.time_of_day(exchange.start_time_ns or exchange.first_byte_time_ns)} "
             f"{palette.method}{word(request.method or '?')}{palette.reset} {url} {self._status(exchange)} "
             f"{units.size(exchange.response.body_size)}{' ' + took if took else ''} "
-            f"{palette.faint}{_process(exchange.process, exchange.connection)}  "
+            f"{palette.faint}{wire.process(exchange.process, exchange.connection)}  "
             f"{_evidence(exchange.correlation, exchange.connection)}{palette.reset}"
             f"{self._completeness(exchange.completeness)}\n"
         )
@@ -173,7 +174,7 @@ class TextRenderer:
     ) -> str:
         """One line: when, what, between whom, by whom, how long, on what evidence."""
         palette = self._palette
-        who = f"{_pair(event.connection)} {_process(event.process, event.connection)}"
+        who = f"{wire.pair(event.connection)} {wire.process(event.process, event.connection)}"
         proof = f"  {palette.faint}{evidence}{palette.reset}" if evidence else ""
         return (
             f"{self._clock.time_of_day(event.time_ns)} {what}{palette.faint}{who}{palette.reset}"
@@ -256,33 +257,16 @@ def _content(message: pb.Request | pb.Response) -> str:
     return f"{word(kind)} {units.size(size)} " if kind else f"{units.size(size)} "
 
 
-def _endpoint(endpoint: pb.Endpoint) -> str:
-    address = endpoint.address
-    if not address:
-        return "?"
-    return f"[{quote(address)}]:{endpoint.port}" if ":" in address else f"{word(address)}:{endpoint.port}"
-
-
-def _pair(connection: pb.Connection) -> str:
-    local, remote = _endpoint(connection.local), _endpoint(connection.remote)
-    return f"{remote} → {local}" if connection.role == "server" else f"{local} → {remote}"
-
-
-def _process(process: pb.Process, connection: pb.Connection) -> str:
-    role = ", server" if connection.role == "server" else ""
-    return f"{word(process.comm or '?')} ({process.pid or '?'}{role})"
-
-
 def _evidence(correlation: pb.Correlation, connection: pb.Connection) -> str:
-    """``xdp:eth0`` when a packet hook saw it, else the short name of the method.
+    """``xdp:eth0`` when a packet hook saw it (``tc:wg0,xdp:eth0`` for a path), else the method's short name.
 
-    Circumstantial evidence is named even beside a packet hook.
+    Circumstantial evidence is named even beside a packet hook, and so is having waited for the packets.
     """
+    seen = wire.hooks(correlation.wire, connection)
     method = METHODS.get(correlation.method) or word(correlation.method)
-    wire = correlation.wire
-    if wire in ("NONE", ""):
-        return method
-    seen = (
-        f"{word(wire.lower())}:{word(connection.interface)}" if connection.interface else word(wire.lower())
-    )
-    return f"{seen} {method}" if correlation.confidence == "low" else seen
+    facts = [seen or method]
+    if correlation.confidence == "low":
+        facts = [*([seen] if seen else []), method, "(low confidence)"]
+    if correlation.attempts:
+        facts.append(f"deferred {units.duration(correlation.latency_ns)}")
+    return " ".join(facts)

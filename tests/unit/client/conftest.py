@@ -33,6 +33,8 @@ class FakeDaemon(services.SpliffServicer):
         self.info = pb.GetInfoResponse(version="0.10.0", hostname="alpha", health="ok")
         self.stats = pb.GetStatsResponse()
         self.libraries: list[pb.Library] = []
+        self.flows: list[pb.Flow] = []
+        self.flow_requests: list[pb.ListFlowsRequest] = []
         self.batches: list[list[pb.Item]] = []
         self.watch = self.default_watch
         self.server = grpc.server(ThreadPoolExecutor(max_workers=8))
@@ -70,6 +72,10 @@ class FakeDaemon(services.SpliffServicer):
 
     def ListLibraries(self, request, context):
         return pb.ListLibrariesResponse(libraries=self.libraries)
+
+    def ListFlows(self, request, context):
+        self.flow_requests.append(request)
+        return pb.ListFlowsResponse(flows=self.flows)
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def test_wait_for_a_daemon_that_never_comes(client):
 # ---- out of reach --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["watch", "stats", "status", "libraries"])
+@pytest.mark.parametrize("command", ["watch", "stats", "status", "libraries", "flows"])
 def test_no_socket_is_one_line_that_says_what_to_do(client, command):
     done = client.run(command)
     assert done.returncode == 69

@@ -63,8 +63,8 @@ def test_a_server_is_the_right_end_of_the_arrow(build):
         ("SOCKET_NESTED", "NONE", "high", "nested"),
         ("SOCKET_FD", "NONE", "high", "fd"),
         ("SOCKET_THREAD", "", "high", "thread"),
-        ("PROCESS_TIMING", "NONE", "low", "timing"),
-        ("PROCESS_TIMING", "XDP", "low", "xdp:eth0 timing"),
+        ("PROCESS_TIMING", "NONE", "low", "timing (low confidence)"),
+        ("PROCESS_TIMING", "XDP", "low", "xdp:eth0 timing (low confidence)"),
         ("NONE", "NONE", "", "none"),
     ],
 )
@@ -73,6 +73,23 @@ def test_the_last_item_is_the_evidence(build, method, wire, confidence, shown):
         correlation__method=method, correlation__wire=wire, correlation__confidence=confidence
     )
     assert renderer().exchange(exchange, None).endswith(f" ms  {shown}\n")
+
+
+def test_a_path_lists_its_interfaces_in_order(build):
+    exchange = build.exchange(correlation__wire="TC", connection__interface="wg0")
+    exchange.connection.path.add(interface="wg0", hook="TC", packets=11)
+    assert renderer().exchange(exchange, None).endswith(" ms  tc:wg0\n")
+    exchange.connection.path.add(interface="eth0", hook="XDP", packets=13)
+    exchange.connection.path.add(interface="a b\x1b[2J", hook="TC", packets=17)
+    assert renderer().exchange(exchange, None).endswith(' ms  tc:wg0,xdp:eth0,tc:"a b\\x1b[2J"\n')
+
+
+@pytest.mark.parametrize(("wire", "shown"), [("XDP", "xdp:eth0"), ("NONE", "nested")])
+def test_having_waited_for_the_packets_is_shown(build, wire, shown):
+    exchange = build.exchange(
+        correlation__wire=wire, correlation__attempts=2, correlation__latency_ns=3_210_000
+    )
+    assert renderer().exchange(exchange, None).endswith(f" ms  {shown} deferred 3.2 ms\n")
 
 
 def test_what_was_not_seen_whole_says_so_in_colour(build):
