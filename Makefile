@@ -5,27 +5,35 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo run test check bench fuzz proto docs deb clean
+.PHONY: compiled plain setup demo run test check bench fuzz proto docs deb clean
 
-setup: $(STAMP)
+setup: compiled
 
 $(STAMP): pyproject.toml packaging/setup.sh
 	packaging/setup.sh $(VENV)
 	touch $(STAMP)
 
-demo: $(STAMP)
+# The modules that every record passes through; does nothing while they fit their sources.
+compiled: $(STAMP)
+	@$(PY) packaging/hot.py
+
+plain:
+	$(PY) packaging/hot.py --remove
+
+demo: compiled
 	$(PY) -m tests.demo
 
-run: $(STAMP)
+run: compiled
 	$(BIN)/spliffd
 
-test: $(STAMP)
+test: compiled
 	$(BIN)/pytest
+	SPLIFF_PURE=1 $(BIN)/pytest -q tests/unit/protocols tests/unit/correlation tests/unit/worker tests/unit/api
 
 check: $(STAMP)
 	packaging/check.sh $(BIN)
 
-bench: $(STAMP)
+bench: compiled
 	$(PY) -m bench
 
 fuzz: $(STAMP)
@@ -37,8 +45,8 @@ proto: $(STAMP)
 docs: $(STAMP)
 	$(PY) packaging/docs.py
 
-deb: $(STAMP)
+deb: compiled
 	packaging/deb/build.sh $(BIN)
 
-clean:
+clean: plain
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

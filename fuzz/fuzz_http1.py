@@ -13,6 +13,10 @@ import sys
 
 import atheris
 
+from tests.support import pure
+
+pure.sources_only()  # branches are counted in byte code
+
 with atheris.instrument_imports(include=["spliffd.protocols"]):
     from spliffd.protocols import http1_stream
     from spliffd.protocols.detect import detect

@@ -35,8 +35,13 @@ echo "deb: virtual environment"
 "$bin/pip" --python "$venv/bin/python3" install --quiet --no-compile --ignore-installed \
     --no-warn-script-location --constraint "$work/constraints.txt" "${wheel[0]}[daemon]" 2> >(grep -v '^WARNING' >&2)
 
-echo "deb: trimming"
 site=("$venv"/lib/python3.*/site-packages)
+"$bin/python" packaging/hot.py
+for file in spliff_hot*.so spliffd/compiled.json $(find spliffd -name '*.so'); do
+    install -Dm644 "$file" "${site[0]}/$file"
+done
+
+echo "deb: trimming"
 for script in "$venv"/bin/*; do
     case ${script##*/} in python | python3 | python3.* | spliffd | spliffctl) ;; *) rm "$script" ;; esac
 done

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from spliffd import compiled
 from spliffd.config import Capture, Scope
 from spliffd.doctor import cgroup2_mount
 from spliffd.errors import FailedError, HostError, UsageError
@@ -23,6 +24,12 @@ from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import MAX_UIDS, SCOPE_SLOTS, Maps
 
 log = logger("capture")
+
+CODE = {
+    compiled.COMPILED: "workers and api run compiled modules",
+    compiled.PLAIN: "plain Python: half as fast (`make compiled`, or the Debian package)",
+    compiled.STALE: "compiled modules are older than their sources: `make compiled`",
+}
 
 
 class Feature(msgspec.Struct):
@@ -82,13 +89,15 @@ class Kernel:
         self._capture = capture
         self.features: list[Feature] = []
         btf = os.environ.get("SPLIFF_BTF", compiler.BTF_PATH)
-        compiled = compiler.compile_programs(uid, gid, btf)
-        self._note(
-            "compiler", "ok", f"BCC {compiled.bcc}, unprivileged, {len(compiled.offsets)} offsets from BTF"
-        )
+        built = compiler.compile_programs(uid, gid, btf)
+        code = compiled.state()
+        if code == compiled.STALE:
+            log.warning("compiled modules are older than their sources", remedy="make compiled")
+        self._note("code", "degraded" if code == compiled.STALE else "ok", CODE[code])
+        self._note("compiler", "ok", f"BCC {built.bcc}, unprivileged, {len(built.offsets)} offsets from BTF")
         try:
             self.maps = Maps(capture.workers, capture.ring_mib << 20)
-            self.programs = Programs(compiled, self.maps)
+            self.programs = Programs(built, self.maps)
         except PermissionError:
             raise HostError(
                 "the kernel refuses to make eBPF maps", "run as root; `spliffd doctor` says what is missing"

@@ -239,7 +239,7 @@ clock = st.one_of(st.just(0), st.integers(1, 1 << 60))
 @st.composite
 def facts_of_any_kind(draw):
     facts = some_facts()
-    for name in ConnectionFacts.__slots__:
+    for name in [name for name in dir(facts) if not name.startswith("_")]:
         value = getattr(facts, name)
         if isinstance(value, bool):
             facts.resumed = draw(st.sampled_from([None, False, True]))
