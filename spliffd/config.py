@@ -18,6 +18,8 @@ from spliffd.errors import UsageError
 DEFAULT_PATH = Path("/etc/spliff/spliffd.toml")
 DEFAULT_SOCKET = Path("/run/spliff/spliffd.sock")
 
+INTERFACE_MODES = ("auto", "tc", "clsact", "xdp", "xdp-generic", "off")
+
 
 class Scope(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What may be captured at all; empty means the whole host. Enforced in the kernel."""
@@ -60,6 +62,21 @@ class Capture(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Keep the cookie map through sock_ops."""
 
 
+class Interfaces(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """On which network interfaces packets are counted and tied to exchanges. Takes effect on reload."""
+
+    include: list[str] = []
+    """Globs of interface names that get a packet hook; empty means all."""
+    exclude: list[str] = []
+    """Globs of interface names that get none, whatever `include` says."""
+    mode: str = "auto"
+    """"auto": native XDP on hardware whose driver takes it, TC elsewhere. "tc": TC everywhere (TCX links,
+    else clsact filters). "clsact": TC by classic filters only; they attach faster, but stay behind a killed
+    daemon until the next start. "xdp": native XDP wherever a driver takes it. "xdp-generic": XDP in the
+    kernel's generic form, which slows the host. "off": no packet hooks. Attaching native XDP makes some
+    drivers reset their link for a moment; it is done once, and never over another program."""
+
+
 class Access(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Who may ask."""
 
@@ -86,6 +103,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     debug: bool = False
     scope: Scope = Scope()
     capture: Capture = Capture()
+    interfaces: Interfaces = Interfaces()
     access: Access = Access()
     metrics: Metrics = Metrics()
 
@@ -138,6 +156,11 @@ def check(config: Config, source: str) -> Config:
         raise UsageError(f"{source}: capture.workers is {capture.workers}", f"use 1 to {MAX_WORKERS}")
     if not -20 <= capture.nice <= 19:
         raise UsageError(f"{source}: capture.nice is {capture.nice}", "use -20 to 19")
+    if config.interfaces.mode not in INTERFACE_MODES:
+        raise UsageError(
+            f'{source}: interfaces.mode is "{config.interfaces.mode}"',
+            f"use one of {', '.join(INTERFACE_MODES)}",
+        )
     if not 1 <= config.access.queue_mib <= 1024:
         raise UsageError(f"{source}: access.queue_mib is {config.access.queue_mib}", "use 1 to 1024")
     if config.metrics.listen != "off":

@@ -58,6 +58,14 @@ KERNEL: tuple[str, ...] = (
 KERNEL_STRIDE = 64
 """Room of one processor's counters in the kernel's map: COUNTER_SLOTS in bpf/maps.h."""
 
+HOOK_MODES: tuple[tuple[str, str], ...] = (
+    ("XDP", "native"),
+    ("XDP", "generic"),
+    ("TC", "tcx"),
+    ("TC", "clsact"),
+)
+"""The ways an interface's packets can be seen."""
+
 SUPERVISOR: tuple[str, ...] = (
     "worker_restarts",
     "api_restarts",
@@ -68,6 +76,10 @@ SUPERVISOR: tuple[str, ...] = (
     "whois_requests",
     "whois_too_late",
     "ready_after_ms",
+    *(f"interfaces_{hook}_{mode}" for hook, mode in HOOK_MODES),
+    "interface_failures",
+    "interface_overruns",
+    "interface_table_full",
 )
 
 PROTOCOLS: tuple[str, ...] = ("http1", "http2", "grpc", "websocket", "raw")

@@ -25,14 +25,6 @@ PROBED_LIBRARIES: tuple[str, ...] = tuple(
 )
 """The libraries this build can probe: those that the supervisor counts probes of."""
 
-HOOK_MODES: tuple[tuple[str, str], ...] = (
-    ("XDP", "native"),
-    ("XDP", "generic"),
-    ("TC", "tcx"),
-    ("TC", "clsact"),
-)
-"""The ways an interface's packets can be seen."""
-
 LABEL_NAMES = ("protocol", "library", "method", "wire")
 
 
@@ -283,7 +275,25 @@ def _host(readings: Readings) -> list[Family]:
             "spliff_interfaces",
             "gauge",
             "Interfaces whose packets are seen, by hook and mode.",
-            [Sample("", (("hook", hook), ("mode", mode)), 0) for hook, mode in HOOK_MODES],
+            [
+                Sample("", (("hook", hook), ("mode", mode)), supervisor[f"interfaces_{hook}_{mode}"])
+                for hook, mode in counters.HOOK_MODES
+            ],
+        ),
+        _counter(
+            "spliff_interface_failures_total",
+            "Attempts to hook an interface that the kernel refused.",
+            supervisor["interface_failures"],
+        ),
+        _counter(
+            "spliff_interface_overruns_total",
+            "Times the kernel's link messages came too fast, and the table was read anew.",
+            supervisor["interface_overruns"],
+        ),
+        _counter(
+            "spliff_interface_table_full_total",
+            "Interfaces without a hook because the table was full.",
+            supervisor["interface_table_full"],
         ),
         Family(
             "spliff_packets_total",

@@ -144,7 +144,7 @@ def _correlation(n: Numbers) -> list[str]:
 def _network(n: Numbers) -> list[str]:
     lines = [
         _row(f"interfaces on {hook} {mode}", n.sum("spliff_interfaces", hook=hook, mode=mode))
-        for hook, mode in metrics.HOOK_MODES
+        for hook, mode in counters.HOOK_MODES
     ]
     return [*lines, _row("flows", n.sum("spliff_flows"))]
 

@@ -232,8 +232,10 @@ def raw_tracepoint_open(prog_fd: int, name: str = "") -> int:
 
 
 def link_create(prog_fd: int, target: int, attach_type: int, cookie: int = 0, flags: int = 0) -> int:
-    """A link to a cgroup (ATTACH_SOCK_OPS), a perf event (ATTACH_PERF_EVENT, with a cookie), or an
-    interface, whose index is the ``target`` (ATTACH_XDP, ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS)."""
+    """A link to a cgroup (ATTACH_SOCK_OPS), a perf event (ATTACH_PERF_EVENT, with a cookie) or an interface.
+
+    The ``target`` is an fd; for ATTACH_XDP, ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS the interface's index.
+    """
     attr = bytearray(ATTR_BYTES)
     struct.pack_into("=IIIIQ", attr, 0, prog_fd, target, attach_type, flags, cookie)
     return _call(_LINK_CREATE, attr)
