@@ -11,6 +11,8 @@ Never carries captured bytes to the supervisor: root code does not touch them.
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 MAX_DATAGRAM = 1 << 20
@@ -144,11 +146,44 @@ class Interfaces(msgspec.Struct, array_like=True, tag=True):
 
 
 class Answer(msgspec.Struct, array_like=True, tag=True):
-    """Answer to a Query: a serialised protobuf response, or an error in one line."""
+    """Answer to a Query: a serialised protobuf response, or an error in one line.
+
+    A response that does not fit into a datagram rides along as a memory file (SCM_RIGHTS) of ``size`` bytes.
+    """
 
     number: int
     payload: bytes
     error: str = ""
+    size: int = 0
+
+
+MAX_PAYLOAD = 128 << 10
+"""Largest response within the message itself: the control link's buffer holds one of them at least."""
+
+
+def packed(answer: Answer) -> tuple[Answer, list[int]]:
+    """The answer as it can be sent, with the fds that go along; whoever sends it closes them."""
+    if len(answer.payload) <= MAX_PAYLOAD:
+        return answer, []
+    file = os.memfd_create("spliff-answer", os.MFD_CLOEXEC)
+    view = memoryview(answer.payload)
+    while view:
+        view = view[os.write(file, view) :]
+    return Answer(answer.number, b"", answer.error, len(answer.payload)), [file]
+
+
+def unpacked(answer: Answer, fds: list[int]) -> bytes:
+    """The response of an answer; raises OSError or ValueError when its memory file is missing or short."""
+    if not answer.size:
+        return answer.payload
+    pieces, at = [], 0
+    while at < answer.size:
+        piece = os.pread(fds[0], answer.size - at, at) if fds else b""
+        if not piece:
+            raise ValueError(f"{answer.size - at} bytes of the answer are missing")
+        pieces.append(piece)
+        at += len(piece)
+    return b"".join(pieces)
 
 
 # ---- control: others -> supervisor ------------------------------------------------------------
@@ -187,7 +222,7 @@ class Watching(msgspec.Struct, array_like=True, tag=True):
 class Query(msgspec.Struct, array_like=True, tag=True):
     """The api passes on a question that only root can answer.
 
-    ``name`` is the RPC: GetInfo, ListLibraries, SetDebug; ``payload`` its serialised request.
+    ``name`` is the RPC: GetInfo, ListFlows, ListInterfaces, ListLibraries, SetDebug; ``payload`` its serialised request.
     """
 
     number: int

@@ -1,6 +1,7 @@
 """THE MAP: builds the stages in the order in which data flows, keeps them alive, takes them down.
 
-    scope -> kernel (maps, programs) -> workers -> api -> sockets and processes -> libraries -> READY
+    scope -> kernel (maps, programs) -> workers -> api -> sockets and processes -> interfaces -> libraries
+    -> READY
 
 Takes a ``Config``; ``run`` returns the exit code. This is the only process that keeps root: it loads
 eBPF, reads /proc, restarts the others and talks to systemd. It never parses captured bytes, never reads
@@ -34,6 +35,7 @@ from spliffd.kernel.records import PROCESS_RECORD
 from spliffd.kernel.ring import Ring
 from spliffd.stages.capture import Kernel, ScopeMaps
 from spliffd.stages.children import Child, let_sleep
+from spliffd.stages.interfaces import Interfaces
 from spliffd.stages.libraries import Libraries
 from spliffd.stages.queries import Queries
 from spliffd.targets.client import Inspector
@@ -84,8 +86,16 @@ class Supervisor:
         self.kernel = Kernel(scope, self.config.capture, uid, gid)
         self.inspector = Inspector(uid, gid)
         self.libraries = Libraries(self.config, self.kernel, self.inspector, self.area.supervisor)
+        self.interfaces = Interfaces(
+            self.config.interfaces, self.kernel.programs.fd, self.area.supervisor, self._tell_workers
+        )
         self._queries = Queries(
-            self.config, self.kernel, self.libraries, lambda: [*self.workers, self.api], self.health
+            self.config,
+            self.kernel,
+            self.libraries,
+            self.interfaces,
+            lambda: [*self.workers, self.api],
+            self.health,
         )
         try:
             self._start_children(uid, gid, socket_gid, listener)
@@ -93,6 +103,7 @@ class Supervisor:
             self.kernel.attach()
             self._process_ring = Ring(self.kernel.maps.fd["processes"], PROCESS_RING_BYTES)
             loop.add_reader(self._process_ring.fd, self._processes_started)
+            await self.interfaces.start()
             self.kernel.switch(enabled=self.config.capture.unwatched != "off")
             await self.libraries.scan()
             self.area.supervisor.set("ready_after_ms", int((time.monotonic() - began) * 1000))
@@ -226,7 +237,9 @@ class Supervisor:
                 os.unlink(self.config.socket)
 
     def _linked(self, child: Child) -> None:
-        """A child has come up: give it its data links, as soon as both ends are there."""
+        """A child has come up: give it what it starts with, and data links as soon as both ends are there."""
+        if child is not self.api:
+            child.send(self.interfaces.names())
         pairs = [(n, w) for n, w in enumerate(self.workers) if w is child or child is self.api]
         for number, worker in pairs:
             if not (worker.ready.is_set() and self.api.ready.is_set()):
@@ -241,6 +254,10 @@ class Supervisor:
 
     # ---- run --------------------------------------------------------------------------------
 
+    def _tell_workers(self, message: ipc.Interfaces) -> None:
+        for worker in self.workers:
+            worker.send(message)
+
     def _from_child(self, child: Child, message: ipc.FromChild) -> None:
         counters = self.area.supervisor
         if isinstance(message, ipc.WhoIs):
@@ -253,7 +270,10 @@ class Supervisor:
             self.kernel.switch(enabled=message.watchers > 0)
             child.send(ipc.Watched(message.watchers))
         elif isinstance(message, ipc.Query):
-            child.send(self._queries.answer(message))
+            answer, fds = ipc.packed(self._queries.answer(message))
+            child.send(answer, fds)
+            for fd in fds:
+                os.close(fd)
 
     def _processes_started(self) -> None:
         """Exec events: remember who it is, look for libraries."""
@@ -305,7 +325,8 @@ class Supervisor:
         alone = numbers.sum("spliff_exchanges_total", method="NONE")
         lost = numbers.sum("spliff_lost_total")
         share = 100 * (exchanges - alone) / exchanges if exchanges else 100.0
-        degraded = [feature.name for feature in self.kernel.features if feature.state != "ok"]
+        features = [*self.kernel.features, self.interfaces.feature()]
+        degraded = [feature.name for feature in features if feature.state != "ok"]
         text = (
             f"{self.libraries.attached()} libraries probed, {exchanges} exchanges, {share:.1f}% with socket"
         )
@@ -318,7 +339,7 @@ class Supervisor:
         return metrics.collect(self.area, self.kernel.maps.counters, len(self.workers))
 
     def _reload(self) -> None:
-        """SIGHUP: the log level is taken over at once; the rest says that it needs a restart."""
+        """SIGHUP: log level and interfaces are taken over at once; the rest says that it needs a restart."""
         self._notify.reloading()
         try:
             fresh = config.load(None if self._config_path is None else Path(self._config_path))
@@ -328,6 +349,7 @@ class Supervisor:
             set_debug(fresh.debug)
             for child in (*self.workers, self.api):
                 child.send(ipc.Debug(fresh.debug))
+            self.interfaces.reload(fresh.interfaces)
             old, new = msgspec.to_builtins(self.config), msgspec.to_builtins(fresh)
             waiting = [key for key in ("scope", "capture", "access", "metrics") if old[key] != new[key]]
             if waiting:
@@ -340,6 +362,7 @@ class Supervisor:
     async def _take_down(self) -> None:
         self._notify.stopping()
         self.libraries.close()
+        await self.interfaces.close()
         self.kernel.close()
         for child in self.workers:  # workers first: what they flush must still find the api
             await child.stop(STOP_SECONDS)

@@ -30,9 +30,7 @@ NAME = pb.DESCRIPTOR.services_by_name["Spliff"].full_name
 Context = grpc.aio.ServicerContext[Any, Any]
 
 NOT_YET: dict[str, str] = {
-    "ListFlows": "this version sees no packets, so it has no list of flows",
     "ListProcesses": "this version keeps no coverage ledger; ListLibraries says which files are attached",
-    "ListInterfaces": "this version attaches to no interfaces",
 }
 
 
@@ -61,10 +59,10 @@ class Service:
             "GetStats": _unary(self._get_stats, pb.GetStatsRequest),
             "GetInfo": _unary(self._get_info, pb.GetInfoRequest),
             "ListLibraries": _unary(self._passed_on("ListLibraries"), pb.ListLibrariesRequest),
+            "ListInterfaces": _unary(self._passed_on("ListInterfaces"), pb.ListInterfacesRequest),
             "SetDebug": _unary(self._passed_on("SetDebug"), pb.SetDebugRequest),
-            "ListFlows": _unary(self._not_yet("ListFlows"), pb.ListFlowsRequest),
+            "ListFlows": _unary(self._passed_on("ListFlows"), pb.ListFlowsRequest),
             "ListProcesses": _unary(self._not_yet("ListProcesses"), pb.ListProcessesRequest),
-            "ListInterfaces": _unary(self._not_yet("ListInterfaces"), pb.ListInterfacesRequest),
         }
         return grpc.method_handlers_generic_handler(NAME, methods)
 

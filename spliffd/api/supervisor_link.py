@@ -89,15 +89,23 @@ class SupervisorLink:
                 self.stop.set()
             case ipc.Debug(enabled=enabled):
                 logging.getLogger("spliffd").setLevel(logging.DEBUG if enabled else logging.INFO)
-            case ipc.Answer(number=number):
-                question = self._questions.get(number)
-                if question is not None and not question.done():
-                    question.set_result(message)
+            case ipc.Answer():
+                self._answered(message, fds)
             case ipc.ProcessFacts() | ipc.Watched():
                 log.error("the supervisor sent a %s: that is for workers", type(message).__name__)
         for fd in fds:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+    def _answered(self, answer: ipc.Answer, fds: list[int]) -> None:
+        question = self._questions.get(answer.number)
+        if question is None or question.done():
+            return
+        try:
+            answer.payload = ipc.unpacked(answer, fds)
+        except (OSError, ValueError) as error:
+            answer.error = f"its answer cannot be read: {error}"
+        question.set_result(answer)
 
     def _connect(self, worker: int, fd: int) -> None:
         try:

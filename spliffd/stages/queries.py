@@ -1,4 +1,4 @@
-"""Answers what only the supervisor knows: GetInfo, ListLibraries, SetDebug.
+"""Answers what only the supervisor knows: GetInfo, ListFlows, ListInterfaces, ListLibraries, SetDebug.
 
 Takes the api's Query (a serialised request), returns an Answer (a serialised response). Requests come
 from clients by way of the api, which has checked who may ask; a request that cannot be read is an error
@@ -17,9 +17,12 @@ from google.protobuf.message import DecodeError
 from spliffd import __version__, ipc
 from spliffd.config import Config, Scope
 from spliffd.journal import set_debug
+from spliffd.kernel.flows import read_flows
 from spliffd.pb import spliff_pb2
+from spliffd.stages import flow_list
 from spliffd.stages.capture import Kernel
 from spliffd.stages.children import Child
+from spliffd.stages.interfaces import Entry, Interfaces
 from spliffd.stages.libraries import Libraries, Probed
 
 
@@ -31,12 +34,14 @@ class Queries:
         config: Config,
         kernel: Kernel,
         libraries: Libraries,
+        interfaces: Interfaces,
         children: Callable[[], list[Child]],
         health: Callable[[], str],
     ) -> None:
         self._config = config
         self._kernel = kernel
         self._found = libraries
+        self._hooked = interfaces
         self._children = children
         self._health = health
         self._debug = config.debug
@@ -44,7 +49,13 @@ class Queries:
 
     def answer(self, query: ipc.Query) -> ipc.Answer:
         """Answers one query."""
-        answers = {"GetInfo": self._info, "ListLibraries": self._libraries, "SetDebug": self._set_debug}
+        answers = {
+            "GetInfo": self._info,
+            "ListFlows": self._flows,
+            "ListInterfaces": self._interfaces,
+            "ListLibraries": self._libraries,
+            "SetDebug": self._set_debug,
+        }
         find = answers.get(query.name)
         if find is None:
             return ipc.Answer(query.number, b"", f"the supervisor does not know {query.name}")
@@ -52,11 +63,13 @@ class Queries:
             return ipc.Answer(query.number, find(query.payload))
         except DecodeError as error:
             return ipc.Answer(query.number, b"", f"{query.name}: unreadable request: {error}")
+        except OSError as error:
+            return ipc.Answer(query.number, b"", f"the kernel refuses: {error.strerror}; see spliffd doctor")
 
     def _info(self, _payload: bytes) -> bytes:
         features = [
             spliff_pb2.Feature(name=feature.name, state=feature.state, detail=feature.detail)
-            for feature in self._kernel.features
+            for feature in (*self._kernel.features, self._hooked.feature())
         ]
         return spliff_pb2.GetInfoResponse(
             version=__version__,
@@ -70,10 +83,25 @@ class Queries:
             epoch=self.epoch,
         ).SerializeToString()
 
+    def _flows(self, payload: bytes) -> bytes:
+        wanted = frozenset(spliff_pb2.ListFlowsRequest.FromString(payload).pids)
+        return flow_list.response(
+            read_flows(self._kernel.maps.fd["flows"]),
+            self._hooked.names().names,
+            lambda _cookie, flow: flow.tgid,
+            wanted,
+            time.time_ns() - time.monotonic_ns(),
+        )
+
     def _libraries(self, _payload: bytes) -> bytes:
         files = self._found.files.values()
         return spliff_pb2.ListLibrariesResponse(
             libraries=[library(probed) for probed in files]
+        ).SerializeToString()
+
+    def _interfaces(self, _payload: bytes) -> bytes:
+        return spliff_pb2.ListInterfacesResponse(
+            interfaces=[interface(entry) for entry in self._hooked.table.values()]
         ).SerializeToString()
 
     def _set_debug(self, payload: bytes) -> bytes:
@@ -105,6 +133,18 @@ def library(probed: Probed) -> spliff_pb2.Library:
         build_id=inspection.build_id,
         device=f"{os.major(probed.device)}:{os.minor(probed.device)}",
         inode=probed.inode,
+    )
+
+
+def interface(entry: Entry) -> spliff_pb2.Interface:
+    """One line of `spliffctl interfaces`."""
+    hook, device = entry.hook, entry.device
+    return spliff_pb2.Interface(
+        name=device.name,
+        index=device.ifindex,
+        hook=hook.kind if hook else "NONE",
+        mode=hook.mode if hook else "",
+        reason=entry.error or (hook.reason if hook else entry.plan.reason),
     )
 
 

@@ -55,5 +55,6 @@ def api(start) -> Api:
 @pytest.fixture
 async def stub(api: Api) -> AsyncIterator[spliff_pb2_grpc.SpliffStub]:
     """A client of ``api``."""
-    async with grpc.aio.insecure_channel(f"unix:{api.path}") as channel:
+    options = [("grpc.max_receive_message_length", -1)]
+    async with grpc.aio.insecure_channel(f"unix:{api.path}", options=options) as channel:
         yield spliff_pb2_grpc.SpliffStub(channel)

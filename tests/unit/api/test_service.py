@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
 import grpc
@@ -258,7 +259,7 @@ async def test_what_cannot_be_served_is_refused_with_the_reason(api, stub, reque
     assert said in error.details()
 
 
-@pytest.mark.parametrize("name", ["ListFlows", "ListProcesses", "ListInterfaces"])
+@pytest.mark.parametrize("name", ["ListProcesses", "ListInterfaces"])
 async def test_lists_of_later_versions_say_so(stub, name):
     error = await refused(getattr(stub, name)(getattr(pb, name + "Request")()))
 
@@ -275,6 +276,30 @@ async def test_questions_go_to_the_supervisor_and_back(api, stub):
     api.tell(ipc.Answer(number=query.number, payload=response.SerializeToString()))
 
     assert await asked == response
+
+
+async def test_an_answer_larger_than_a_datagram_comes_whole(api, stub):
+    asked = asyncio.ensure_future(stub.ListFlows(pb.ListFlowsRequest(pids=[7])))
+    query = await asyncio.to_thread(api.hear)
+    assert (query.name, pb.ListFlowsRequest.FromString(query.payload).pids) == ("ListFlows", [7])
+    flow = pb.Flow(wire="TC", process=pb.Process(pid=7, cmdline="x" * 1009))
+    response = pb.ListFlowsResponse(flows=[flow] * 4099)
+    answer, fds = ipc.packed(ipc.Answer(number=query.number, payload=response.SerializeToString()))
+    assert answer.payload == b""
+    assert answer.size > 4_000_000
+    api.tell(answer, fds)
+    os.close(fds[0])
+
+    assert await asked == response
+
+
+async def test_an_answer_without_its_memory_is_an_error(api, stub):
+    asked = asyncio.ensure_future(stub.ListFlows(pb.ListFlowsRequest()))
+    query = await asyncio.to_thread(api.hear)
+    api.tell(ipc.Answer(number=query.number, payload=b"", size=1009))
+
+    error = await refused(asked)
+    assert error.details() == "ListFlows: its answer cannot be read: 1009 bytes of the answer are missing"
 
 
 async def test_info_carries_the_epoch_of_the_ids(api, stub):
