@@ -222,7 +222,8 @@ class Watching(msgspec.Struct, array_like=True, tag=True):
 class Query(msgspec.Struct, array_like=True, tag=True):
     """The api passes on a question that only root can answer.
 
-    ``name`` is the RPC: GetInfo, ListFlows, ListInterfaces, ListLibraries, SetDebug; ``payload`` its serialised request.
+    ``name`` is the RPC: GetInfo, ListFlows, ListInterfaces, ListLibraries, SetDebug; ``payload`` its
+    serialised request.
     """
 
     number: int

@@ -26,6 +26,7 @@ import msgspec
 
 from spliffd import config, ipc
 from spliffd.counters import HOOK_MODES, Region
+from spliffd.errors import FailedError
 from spliffd.interfaces import devices, policy
 from spliffd.interfaces.devices import Device
 from spliffd.interfaces.hooks import Hook, Hooks
@@ -106,11 +107,17 @@ class Interfaces:
     # ---- start, reload, stop ------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Reads the table and attaches; later interfaces are attached in the background."""
-        swept = await self._in_thread(self._hooks.sweep)
+        """Reads the table and attaches; what takes longer goes on in the background. Raises FailedError."""
+        try:
+            swept = await self._in_thread(self._hooks.sweep)
+            await self._read_table()
+        except OSError as error:
+            raise FailedError(
+                f"the kernel does not tell about interfaces: {error.strerror}",
+                "allow AF_NETLINK and CAP_NET_ADMIN",
+            ) from None
         if swept:
             log.info("removed filters of a daemon that was killed", filters=swept)
-        await self._read_table()
         asyncio.get_running_loop().add_reader(self._events.fileno(), self._readable)
         work = self._work()
         if work is not None:

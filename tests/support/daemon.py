@@ -44,7 +44,10 @@ class Daemon:
         arguments = [PYTHON, "-m", "spliffd", "--socket", str(self.socket), *lab.scope]
         if "--metrics" not in options:
             arguments += ["--metrics", "off"]
-        if config:
+        if "[interfaces]" not in config:
+            # The machine's own interfaces are none of a test's business: lo alone, and not by XDP.
+            config += '\n[interfaces]\ninclude = ["lo"]\nmode = "tc"\n'
+        if "--config" not in options:
             file = lab.folder / "spliffd.toml"
             file.write_text(config)
             arguments += ["--config", str(file)]
