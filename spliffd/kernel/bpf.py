@@ -140,10 +140,12 @@ def map_lookup_batch(
             raise
         more = False
     (found,) = struct.unpack_from("=I", attr, 32)
+    # Taken once: each look at ``raw`` copies the whole buffer.
+    key_bytes, value_bytes = keys.raw, values.raw
     entries = [
         (
-            keys.raw[i * key_size : (i + 1) * key_size],
-            values.raw[i * value_size : (i + 1) * value_size],
+            key_bytes[i * key_size : (i + 1) * key_size],
+            value_bytes[i * value_size : (i + 1) * value_size],
         )
         for i in range(found)
     ]
