@@ -23,9 +23,12 @@ import time
 
 from spliffd.kernel import bpf
 from spliffd.kernel.compile import source_folder
+from spliffd.kernel.flows import FLOW_SIZE
 from spliffd.kernel.maps import NUMBERS
 
 CONNECTIONS = 256
+COOKIE = 100_000
+"""Of the first connection's socket; the others follow."""
 PROG_SCHED_CLS = 3
 PROG_TEST_RUN = 10
 TICK_SECONDS = 0.001
@@ -127,7 +130,7 @@ def template(direction: int, pid: int) -> bytes:
     size = len(payload)
     conn = CONN.pack(
         pid, 1, 1, 0x7F0000000000, 0,
-        100_000, 1, bytes([192, 0, 2, 10]), bytes([198, 51, 100, 25]), 443, 20000, 4, 1, 2, 1,
+        COOKIE, 1, bytes([192, 0, 2, 10]), bytes([198, 51, 100, 25]), 443, 20000, 4, 1, 2, 1,
         pid, 1, 0, 3, b"nginx",
         0, 0, 0,
     )  # fmt: skip
@@ -173,6 +176,17 @@ def load(fds: dict[str, int], *, vary: bool) -> int:
         bcc.lib.bpf_function_start(compiled.module, name), bcc.lib.bpf_function_size(compiled.module, name)
     )
     return bpf.prog_load(PROG_SCHED_CLS, code, "one_exchange")
+
+
+def open_flows(flows_fd: int) -> None:
+    """Enters the connections' flows, with packets seen on interface 1, as the packet programs would."""
+    hop = struct.pack("=IIQQQQQ", 1, 2, 4711, 4711, 1_000_000, 2_000_000, 1)
+    for conn in range(CONNECTIONS):
+        value = struct.pack(
+            "=QQQQ16s16sHHBBBBIIQQ", 1, 1, 0, 1, bytes([192, 0, 2, 10]), bytes([198, 51, 100, 25]),
+            443, 20000 + conn, 4, 2, 1, 0, 0, 1, 0, 0,
+        )  # fmt: skip
+        bpf.map_update(flows_fd, struct.pack("=Q", COOKIE + conn), (value + hop).ljust(FLOW_SIZE, b"\0"))
 
 
 class Run:

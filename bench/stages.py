@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from bench.generator import Run, load
+from bench.generator import Run, load, open_flows
 from bench.report import Figure
 from spliffd import ipc
 from spliffd.correlation.engine import Engine
@@ -25,6 +25,7 @@ from spliffd.kernel.ring import Ring
 from spliffd.worker.loop import BUDGET
 from spliffd.worker.output import Output
 from spliffd.worker.receiver import FrameMaker
+from spliffd.worker.tables import Tables
 
 RING_MIB = 32
 EXCHANGES = 8000
@@ -54,7 +55,8 @@ class Stage:
             maker.demand = ipc.Demand(
                 int(watched), bodies=False, body_limit=0, handshakes=False, messages=False
             )
-            self.engine = Engine(maker, area.workers[number], 0)
+            self.engine = Engine(maker, area.workers[number], 0, Tables(0, 0, maps.to_look["flows"]).flow)
+            self.engine.interfaces({1: "lo"})
 
     def consume(self) -> float:
         """Takes everything that is in the ring through this stage; CPU us of one exchange."""
@@ -62,7 +64,7 @@ class Stage:
         began = time.thread_time_ns()
         while positions := ring.drain(BUDGET):
             if engine is not None:
-                engine.handle(ring.data, positions)
+                engine.handle(ring.data, positions, time.monotonic_ns(), busy=len(positions) == BUDGET)
             ring.release()
         if output is not None:
             output.flush()
@@ -102,6 +104,7 @@ def measure() -> list[Figure]:
     for name, make in names.items():
         maps, area = Maps(1, RING_MIB << 20), Area.create()
         program = Run(load(maps.fd, vary=name != REPEATING))
+        open_flows(maps.fd["flows"])
         stage = make(maps, area)
         if stage.output is not None and name.startswith(LINKED):
             stage.output.link = sinking()

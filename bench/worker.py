@@ -18,6 +18,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from bench.generator import open_flows
 from bench.processes import cpu_ns, pinned
 from bench.report import Figure
 from spliffd import ipc
@@ -69,6 +70,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.maps = Maps(1, RING_MIB << 20)
+        open_flows(self.maps.fd["flows"])
         self.area = Area.create()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         user = pwd.getpwnam("nobody")
@@ -77,6 +79,7 @@ class Bench:
             "armed-fd": self.maps.fd["armed"], "shards": 1, "control-fd": theirs.fileno(),
             "counters-fd": self.area.fd, "kernel-counters-fd": self.maps.fd["counters"],
             "conns-fd": self.maps.fd["conns"], "speakers-fd": self.maps.fd["speakers"],
+            "flows-fd": self.maps.fd["flows"],
             "uid": user.pw_uid, "gid": user.pw_gid,
         }  # fmt: skip
         options = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
@@ -97,6 +100,7 @@ class Bench:
         while data := self._control.recv(1 << 20):
             message = ipc.decode_from_child(data)
             if isinstance(message, ipc.Ready):
+                self._control.send(ipc.encode(ipc.Interfaces({1: "lo"})))
                 self._ready.set()
             elif isinstance(message, ipc.WhoIs):
                 known = ipc.ProcessFacts(

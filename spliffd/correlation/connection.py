@@ -74,8 +74,8 @@ class Connection:
         self.protocol = ""
         self.gaps = 0
         self.gap_bytes = 0
-        self.slots: dict[int, int] = {}
-        """Counter slot by correlation method and packet hook: looked up once, added to in place."""
+        self.slots: dict[str, int] = {}
+        """Counter slot by packet hook, looked up once; emptied when the correlation method changes."""
         self.fresh_until_ns = 0
         """Until then (ktime) its exchanges need no look at its flow, and none of them waits for one."""
         self.waiting = 0

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from spliffd.correlation.connection import NO_BYTES, RAW, Connection, OnBody
 from spliffd.correlation.facts import ConnectionFacts
+from spliffd.correlation.flows import Finished, Join, Look, forget, look_anew
 from spliffd.counters import LIBRARIES, METHODS, PROTOCOLS, Region, exchange_slot
 from spliffd.kernel import records
 from spliffd.protocols.messages import COMPLETE, HttpExchange
@@ -36,7 +37,7 @@ Piece = tuple[Connection, int, int, bytes, int, int, int]
 class Receiver(Protocol):
     """Where results go."""
 
-    def deliver(self, finished: list[tuple[Connection, HttpExchange]]) -> None:
+    def deliver(self, finished: list[Finished]) -> None:
         """These are finished, or as finished as they will be; in order for each connection.
 
         All of one batch of records together: doing one thing to many is a third cheaper than doing
@@ -65,10 +66,11 @@ class Engine:
     """All connections of one ring shard.
 
     ``began_ns`` is when this worker started (ktime): connections older than that are joined in the
-    middle. ``counters`` is this worker's region; hot counters are added to in place.
+    middle. ``counters`` is this worker's region; hot counters are added to in place. ``look`` finds the
+    flow of a socket.
     """
 
-    def __init__(self, receiver: Receiver, counters: Region, began_ns: int) -> None:
+    def __init__(self, receiver: Receiver, counters: Region, began_ns: int, look: Look) -> None:
         self._receiver = receiver
         self._counters = counters
         self._words = counters.words
@@ -82,12 +84,17 @@ class Engine:
         self._n_incomplete = index("exchanges_incomplete")
         self._n_gaps, self._n_gap_bytes = index("gaps"), index("gap_bytes")
         self.wants_chunks = False
-        self._done: list[tuple[Connection, HttpExchange]] = []
+        self._join = Join(counters, look)
+        self.waiting = self._join.queue
+        """The exchanges that wait for their flow; for looking only."""
+        self._done: list[Finished] = []
         self._over: set[bytes] = set()
         """Ended by ``close_over``: their own closing record may still come, and says nothing new."""
 
-    def handle(self, ring: mmap.mmap, positions: list[int]) -> None:
+    def handle(self, ring: mmap.mmap, positions: list[int], now: int, *, busy: bool = False) -> None:
         """Takes one batch of records of the ring's memory (slices of an mmap are bytes: one copy).
+
+        ``now`` is ktime; ``busy`` says that more records wait than were taken.
 
         First all pieces are picked up, then all are parsed, then what they finished is handed out: each
         step runs over the whole batch. Records that open, close or end something are taken in between,
@@ -96,12 +103,12 @@ class Engine:
         connections = self.connections
         pieces: list[Piece] = []
         for at in positions:
-            kind, direction, _flags, captured, now, offset, size, start = _HEAD(ring, at)
+            kind, direction, _flags, captured, end, offset, size, start = _HEAD(ring, at)
             if kind != records.DATA:
                 if pieces:
                     self._parse(pieces)
                     pieces = []
-                self._control(ring, at, kind, now, start)
+                self._control(ring, at, kind, end, start)
                 continue
             key = ring[at + _KEY_AT : at + _KEY_END]
             connection = connections.get(key)
@@ -113,10 +120,10 @@ class Engine:
             elif connection.method != ring[at + _METHOD_AT]:
                 self._socket(connection, ring, at)
             payload = ring[at + _PAYLOAD : at + _PAYLOAD + captured]
-            pieces.append((connection, direction & 1, offset, payload, size, start, now))
+            pieces.append((connection, direction & 1, offset, payload, size, start, end))
         if pieces:
             self._parse(pieces)
-        self._hand_out()
+        self._hand_out(now, busy=busy)
 
     def _parse(self, pieces: list[Piece]) -> None:
         captured = [0, 0]
@@ -144,11 +151,22 @@ class Engine:
         words[self._n_bytes[0]] += captured[0]
         words[self._n_bytes[1]] += captured[1]
 
+    def retry(self, now: int) -> None:
+        """A batch of the retry queue: what was found, or has waited long enough, goes out."""
+        self._deliver(self._join.retry(now))
+
+    def interfaces(self, names: dict[int, str]) -> None:
+        """The interfaces whose packets are seen, by index: all connections are looked up anew."""
+        self._join.interfaces(names)
+        for connection in self.connections.values():
+            look_anew(connection)
+
     def close_all(self, now: int) -> None:
-        """Ends every connection, as at shutdown."""
+        """Ends every connection, as at shutdown; nothing waits any longer."""
         for connection in list(self.connections.values()):
             self._close(connection, now)
-        self._hand_out()
+        self._hand_out(now)
+        self._deliver(self._join.flush(now))
 
     def close_over(self, is_over: Callable[[Connection], bool], now: int) -> int:
         """Ends the connections of which ``is_over`` says so; returns how many there were."""
@@ -156,7 +174,7 @@ class Engine:
         for connection in over:
             self._close(connection, now)
         self._over = {connection.key for connection in over}
-        self._hand_out()
+        self._hand_out(now)
         return len(over)
 
     def watch_bodies(self) -> None:
@@ -248,6 +266,9 @@ class Engine:
     def _fill_socket(self, connection: Connection, conn: records.Conn) -> None:
         connection.method = conn.method
         facts = connection.facts
+        connection.slots.clear()
+        if facts.socket_cookie != conn.socket_cookie:
+            forget(connection)
         facts.correlation_method = METHODS[conn.method] if conn.method < len(METHODS) else "NONE"
         facts.confidence = (
             "" if not conn.method else "low" if facts.correlation_method == "PROCESS_TIMING" else "high"
@@ -263,22 +284,29 @@ class Engine:
         for exchange in exchanges:
             if exchange.state is not COMPLETE:
                 self._words[self._n_incomplete] += 1
-            self._words[self._slot(connection)] += 1
-            self._done.append((connection, exchange))
+            self._done.append((connection, exchange, 0, 0))
 
-    def _hand_out(self) -> None:
+    def _hand_out(self, now: int, *, busy: bool = False) -> None:
         if self._done:
             done, self._done = self._done, []
-            self._receiver.deliver(done)
+            self._deliver(self._join.admit(done, now, busy=busy))
+
+    def _deliver(self, ready: list[Finished]) -> None:
+        """Counts as what it goes out: by then it is known how it travelled, or never will be."""
+        if not ready:
+            return
+        words = self._words
+        for connection, _, _, _ in ready:
+            slot = connection.slots.get(connection.facts.wire)
+            words[self._slot(connection) if slot is None else slot] += 1
+        self._receiver.deliver(ready)
 
     def _slot(self, connection: Connection) -> int:
-        slot = connection.slots.get(connection.method)
-        if slot is None:
-            facts = connection.facts
-            protocol = connection.protocol if connection.protocol in PROTOCOLS else "raw"
-            library = facts.library or LIBRARIES[0]
-            slot = exchange_slot(protocol, library, facts.correlation_method or "NONE", "NONE")
-            connection.slots[connection.method] = slot
+        facts = connection.facts
+        protocol = connection.protocol if connection.protocol in PROTOCOLS else "raw"
+        library = facts.library or LIBRARIES[0]
+        slot = exchange_slot(protocol, library, facts.correlation_method or "NONE", facts.wire or "NONE")
+        connection.slots[facts.wire] = slot
         return slot
 
     def _count_gaps(self, connection: Connection) -> None:

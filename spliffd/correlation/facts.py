@@ -8,7 +8,10 @@ from __future__ import annotations
 
 
 class ConnectionFacts:
-    """Facts of one connection. Whoever changes one sets ``prefix`` to None: it caches their encoding."""
+    """Facts of one connection. Whoever changes one sets ``prefix`` to None: it caches their encoding.
+
+    What changes with every packet (interface, path, counts) has a cache of its own, ``traffic``.
+    """
 
     __slots__ = (
         "alpn",
@@ -45,13 +48,16 @@ class ConnectionFacts:
         "socket_cookie",
         "tid",
         "tls_version",
+        "traffic",
         "uid",
         "unit",
         "user",
+        "wire",
     )
 
     def __init__(self) -> None:
         self.prefix: bytes | None = None
+        self.traffic: bytes | None = None
         # process
         self.pid = self.tid = self.ppid = self.uid = 0
         self.process_start_ns = 0
@@ -67,6 +73,8 @@ class ConnectionFacts:
         self.path: list[tuple[str, str, int]] = []
         """Interfaces on the way: (interface, hook, packets)."""
         # correlation
+        self.wire = ""
+        """XDP or TC: the hook that saw its packets first; "" while none is known to have."""
         self.correlation_method = self.confidence = ""
         # TLS session
         self.library = self.tls_version = self.cipher = self.alpn = self.sni = self.ja4 = ""

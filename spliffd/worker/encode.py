@@ -52,9 +52,13 @@ _LOCAL = _fields(pb.Endpoint, "address=local_address port=local_port")
 _REMOTE = _fields(pb.Endpoint, "address=remote_address port=remote_port")
 _CONNECTION = _fields(
     pb.Connection,
-    "role family netns_cookie socket_cookie interface"
-    " packets_sent packets_received bytes_sent bytes_received",
+    "role family netns_cookie socket_cookie",
 )
+_INTERFACE = Field(pb.Connection, "interface")
+_PACKETS_SENT = Field(pb.Connection, "packets_sent")
+_PACKETS_RECEIVED = Field(pb.Connection, "packets_received")
+_BYTES_SENT = Field(pb.Connection, "bytes_sent")
+_BYTES_RECEIVED = Field(pb.Connection, "bytes_received")
 _CORRELATION = _fields(pb.Correlation, "method=correlation_method confidence")
 _TLS = _fields(pb.Tls, "library version=tls_version cipher alpn sni handshake_ns ja4")
 _GRPC = _fields(pb.Grpc, "service method message request_messages response_messages encoding")
@@ -67,7 +71,7 @@ _COMPLETENESS_OF = Field(_E, "completeness")
 _LOCAL_OF = Field(pb.Connection, "local")
 _REMOTE_OF = Field(pb.Connection, "remote")
 _PATH_OF = Field(pb.Connection, "path")
-_HOP = [Field(pb.PathHop, name) for name in ("interface", "hook", "packets")]
+_HOP_PACKETS = Field(pb.PathHop, "packets")
 _RESUMED = Field(pb.Tls, "resumed")
 _GRPC_STATUS = Field(pb.Grpc, "status")
 
@@ -119,6 +123,8 @@ _response_constants = constants((Field(_R, "status"), Field(_R, "reason"), Field
 _COMPLETE: Final = _STATE.encode(COMPLETE)
 MAX_USUAL: Final = 64
 """Combinations of protocol and wire hook remembered; there are 15."""
+_interface_constants = constants((_INTERFACE,))
+_hop_constants = constants((Field(pb.PathHop, "interface"), Field(pb.PathHop, "hook")))
 _type_constants = constants((Field(_Q, "content_type"),))
 _authority_constants = constants((_AUTHORITY,))
 _usual_constants: dict[tuple[str, str], bytes] = {}
@@ -131,10 +137,6 @@ _high = (-1, b"")
 
 def connection_prefix(facts: ConnectionFacts) -> bytes:
     """The constant part: process, connection, correlation (method, confidence), tls. Cached in ``facts``."""
-    path = b""
-    for interface, hook, packets in facts.path:
-        hop = _HOP[0].encode(interface) + _HOP[1].encode(hook) + _HOP[2].encode(packets)
-        path += _PATH_OF.tag + varint(len(hop)) + hop
     tls = _facts(facts, _TLS)
     if facts.resumed is not None:
         tls += _RESUMED.tag + varint(facts.resumed)
@@ -142,7 +144,6 @@ def connection_prefix(facts: ConnectionFacts) -> bytes:
         _LOCAL_OF.encode(_facts(facts, _LOCAL))
         + _REMOTE_OF.encode(_facts(facts, _REMOTE))
         + _facts(facts, _CONNECTION)
-        + path
     )
     facts.prefix = prefix = (
         _PROCESS_OF.encode(_facts(facts, _PROCESS))
@@ -151,6 +152,23 @@ def connection_prefix(facts: ConnectionFacts) -> bytes:
         + _TLS_OF.encode(tls)
     )
     return prefix
+
+
+def traffic_piece(facts: ConnectionFacts) -> bytes:
+    """What every packet changes: another piece of the connection. Cached in ``facts`` until the next look."""
+    parts = [
+        _interface_constants(facts.interface),
+        _PACKETS_SENT.encode(facts.packets_sent),
+        _PACKETS_RECEIVED.encode(facts.packets_received),
+        _BYTES_SENT.encode(facts.bytes_sent),
+        _BYTES_RECEIVED.encode(facts.bytes_received),
+    ]
+    for interface, hook, packets in facts.path:
+        data = _hop_constants(interface, hook) + _HOP_PACKETS.encode(packets)
+        parts += (_PATH_OF.tag, varint(len(data)), data)
+    data = b"".join(parts)
+    facts.traffic = piece = _CONNECTION_OF.encode(data)
+    return piece
 
 
 def exchange_bytes(
@@ -168,8 +186,11 @@ def exchange_bytes(
     as nothing is masked.
     """
     request, response = exchange.request, exchange.response
-    prefix = facts.prefix
-    parts = [connection_prefix(facts) if prefix is None else prefix]
+    prefix, traffic = facts.prefix, facts.traffic
+    parts = [
+        connection_prefix(facts) if prefix is None else prefix,
+        traffic_piece(facts) if traffic is None else traffic,
+    ]
     start = first_byte = 0
     if request is not None:
         start = request.start_ns

@@ -4,6 +4,8 @@ Budget 64 records an iteration. A full iteration is followed by the next without
 poll*); else the output goes out and the worker rests ``REST_SECONDS``, and after three empty passes it
 arms the wake-up flag and blocks until a record, a message, or nothing comes (a *sleep cycle*). Between
 those the eBPF programs ask for no wake-ups at all, which is what a traced program pays most for.
+Exchanges that wait for their flow are looked after every ``RETRY_EVERY`` busy polls, and as soon as they
+are due when there is less to do: rests and sleeps are cut short for them, and for nothing else.
 
 The order "set armed, then poll()" is what loses no wake-up: the program reserves its record before it
 reads the flag, and poll() looks at the ring after the flag is set.
@@ -19,6 +21,7 @@ from collections import OrderedDict
 from spliffd import ipc
 from spliffd.correlation.engine import Engine
 from spliffd.correlation.facts import ConnectionFacts
+from spliffd.correlation.flows import Look
 from spliffd.counters import Region
 from spliffd.kernel.ring import Ring
 from spliffd.worker.output import Output
@@ -33,6 +36,9 @@ REST_SECONDS = 0.002
 
 EMPTY_PASSES = 3
 """Rests without a record before the worker sleeps; a keep-alive client answers within one."""
+
+RETRY_EVERY = 4
+"""Busy polls between two batches of the retry queue: 256 records, about 3 ms."""
 
 BUSY_CHECK = 32
 """Full iterations between looks at the links: 2,048 records, about 10 ms."""
@@ -70,6 +76,7 @@ class Loop:
         kernel: Region,
         tables: Tables,
         *,
+        look: Look | None = None,
         confirm_watchers: bool,
     ) -> None:
         self._number = number
@@ -83,7 +90,7 @@ class Loop:
         self._confirm = confirm_watchers
         self._output = Output(counters)
         self._maker = FrameMaker(self._output, counters, number, self._who)
-        self._engine = Engine(self._maker, counters, time.monotonic_ns())
+        self._engine = Engine(self._maker, counters, time.monotonic_ns(), look or tables.flow)
         self._processes: OrderedDict[tuple[int, int], tuple[int, ipc.ProcessFacts | None]] = OrderedDict()
         self._running = True
         self._demanded = False
@@ -105,6 +112,7 @@ class Loop:
         n_busy, n_sleep = counters.index("busy_polls"), counters.index("sleep_cycles")
         n_records, n_passes = counters.index("records"), counters.index("iterations")
         ring, engine, output = self._ring, self._engine, self._output
+        waiting = engine.waiting
         empty = full = 0
         self._await_first_demand()
         self._clock()
@@ -113,11 +121,14 @@ class Loop:
             words[n_passes] += 1
             if positions:
                 words[n_records] += len(positions)
-                engine.handle(ring.data, positions)
+                busy = len(positions) == BUDGET
+                engine.handle(ring.data, positions, time.monotonic_ns(), busy=busy)
                 ring.release()
-                if len(positions) == BUDGET:
+                if busy:
                     words[n_busy] += 1
                     full += 1
+                    if waiting.busy and full % RETRY_EVERY == 0:
+                        engine.retry(time.monotonic_ns())
                     if full % BUSY_CHECK == 0:
                         self._links(self._rest_poll.poll(0))
                         self._clock()
@@ -130,18 +141,28 @@ class Loop:
                 empty += 1
                 self._find_ended()
             self._tell_losses()
+            if waiting.busy:
+                engine.retry(time.monotonic_ns())
             if output.pending():
                 output.flush()
             if empty < EMPTY_PASSES:
-                self._links(self._rest_poll.poll(REST_SECONDS * 1000))
+                self._links(self._rest_poll.poll(self._until_due(REST_SECONDS * 1000)))
             else:
                 words[n_sleep] += 1
                 self._armed[self._number] = 1
-                self._links(self._idle_poll.poll())
+                self._links(self._idle_poll.poll(self._until_due(None)))
                 self._armed[self._number] = 0
                 empty = 0
             self._clock()
         self._drain()
+
+    def _until_due(self, limit: float | None) -> float | None:
+        """Milliseconds until the retry queue wants a look, ``limit`` at most; None: for ever."""
+        waiting = self._engine.waiting
+        if not waiting.busy:
+            return limit
+        left = max(0.0, (waiting.next_ns - time.monotonic_ns()) / 1_000_000)
+        return left if limit is None else min(limit, left)
 
     def _await_first_demand(self) -> None:
         """What came into the ring while there was no worker belongs to those who watch already."""
@@ -152,7 +173,7 @@ class Loop:
     def _drain(self) -> None:
         deadline = time.monotonic() + DRAIN_SECONDS
         while time.monotonic() < deadline and (positions := self._ring.drain(BUDGET)):
-            self._engine.handle(self._ring.data, positions)
+            self._engine.handle(self._ring.data, positions, time.monotonic_ns())
             self._ring.release()
         self._engine.close_all(time.monotonic_ns())
         self._tell_losses()
@@ -225,6 +246,8 @@ class Loop:
                     self._new_link(socket.socket(fileno=fds[0]))
                 case ipc.ProcessFacts():
                     self._learn(message)
+                case ipc.Interfaces(names):
+                    self._engine.interfaces(names)
                 case ipc.Watched():
                     self._output.acknowledge()
                 case _:

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from spliffd import ipc
 from spliffd.correlation.connection import Connection, OnBody
 from spliffd.correlation.facts import ConnectionFacts
+from spliffd.correlation.flows import Finished
 from spliffd.counters import Region
 from spliffd.pb import spliff_pb2
 from spliffd.protocols.messages import HttpExchange, HttpRequest
 from spliffd.worker.bodies import MAX_HELD, PART_BYTES, Bodies, Half
-from spliffd.worker.encode import connection_prefix, exchange_bytes, summary
+from spliffd.worker.encode import connection_prefix, exchange_bytes, summary, traffic_piece
 from spliffd.worker.output import Output
 
 AskWho = Callable[[int, int, int, ConnectionFacts], None]
@@ -41,9 +42,9 @@ class FrameMaker:
         facts.process_start_ns = start_ns + self.boot_offset_ns
         self._ask(pid, start_ns, exec_id, facts)
 
-    def deliver(self, finished: list[tuple[Connection, HttpExchange]]) -> None:
+    def deliver(self, finished: list[Finished]) -> None:
         """Serialises all, then hands all on."""
-        for _, exchange in finished:
+        for _, exchange, _, _ in finished:
             bodies: Bodies | None = exchange.user
             if bodies is not None:
                 self._held -= bodies.request.size + bodies.response.size
@@ -51,11 +52,19 @@ class FrameMaker:
             return
         wall = self.wall_offset_ns
         pieces = [
-            exchange_bytes(connection.facts, exchange, connection.protocol, "NONE", 0, 0, wall)
-            for connection, exchange in finished
+            exchange_bytes(
+                connection.facts,
+                exchange,
+                connection.protocol,
+                connection.facts.wire or "NONE",
+                attempts,
+                waited,
+                wall,
+            )
+            for connection, exchange, attempts, waited in finished
         ]
         put = self._output.put
-        for (connection, exchange), (public, secret) in zip(finished, pieces, strict=True):
+        for (connection, exchange, _, _), (public, secret) in zip(finished, pieces, strict=True):
             told = summary(connection.facts, exchange, connection.protocol)
             frame = ipc.Frame(ipc.EXCHANGE, exchange.part_key, told, public, secret)
             bodies = exchange.user
@@ -119,7 +128,7 @@ class FrameMaker:
         if not (self.demand.watchers and self.demand.handshakes):
             return
         facts = connection.facts
-        common = spliff_pb2.Exchange.FromString(connection_prefix(facts))
+        common = spliff_pb2.Exchange.FromString(connection_prefix(facts) + traffic_piece(facts))
         message = spliff_pb2.Handshake(
             time_ns=end + self.wall_offset_ns,
             duration_ns=max(0, end - start) if start else 0,
@@ -139,7 +148,7 @@ class FrameMaker:
         if not (self.demand.watchers and self.demand.messages):
             return
         facts = connection.facts
-        common = spliff_pb2.Exchange.FromString(connection_prefix(facts))
+        common = spliff_pb2.Exchange.FromString(connection_prefix(facts) + traffic_piece(facts))
         limit = self.demand.body_limit or len(data)
         message = spliff_pb2.Chunk(
             time_ns=now + self.wall_offset_ns,

@@ -1,11 +1,10 @@
-"""Asks the kernel's own tables whether a connection is over.
+"""Looks into the kernel's own tables: which packets a connection had, and whether it is over.
 
-The records that say so (SSL_free, process exit) can find the ring full like any other. Then nobody would
-ever end the connection, and what it still holds would never come out. So after such a loss the worker
-looks into the tables that the records come from (bpf/maps.h: conns, speakers), by file descriptors that
-it was handed; that needs no privilege.
+By file descriptors that the worker was handed, which needs no privilege. ``flow`` is asked for nearly
+every exchange. ``is_over`` is asked only after a loss, for each live connection: the records that end one
+(SSL_free, process exit) can find the ring full like any other, and what it still holds would never come out.
 
-Only called after a loss: two look-ups of 2 us for each live connection. Never writes.
+Never writes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,10 @@ class Tables:
 
     def flow(self, cookie: int) -> Flow | None:
         """The TCP connection behind a socket cookie, None when the kernel's table has none (any more)."""
-        return look_up(self._flows, cookie)
+        try:
+            return look_up(self._flows, cookie)
+        except OSError:
+            return None
 
     def is_over(self, connection: Connection) -> bool:
         """Whether the object was freed or used anew, or its process has ended.

@@ -11,8 +11,10 @@ from spliffd import counters
 from spliffd.correlation.connection import Connection, OnBody
 from spliffd.correlation.engine import Engine
 from spliffd.correlation.facts import ConnectionFacts
+from spliffd.correlation.flows import Finished
 from spliffd.counters import Region
 from spliffd.kernel import records
+from spliffd.kernel.flows import Flow, Hop
 from spliffd.protocols.messages import HttpExchange
 
 CLIENT, SERVER = 1, 2
@@ -29,14 +31,17 @@ class Recorder:
         self.exchanges: list[HttpExchange] = []
         self.facts: list[ConnectionFacts] = []
         self.protocols: list[str] = []
+        self.joins: list[tuple[str, int, int]] = []
+        """Wire hook, attempts, time waited."""
         self.handshakes: list[tuple[int, int, bool]] = []
         self.chunks: list[tuple[int, int, bytes, int]] = []
         self.processes: list[tuple[int, int, int]] = []
         self.bodies: list[tuple[bool, bytes]] | None = None
 
-    def deliver(self, finished: list[tuple[Connection, HttpExchange]]) -> None:
-        for connection, exchange in finished:
+    def deliver(self, finished: list[Finished]) -> None:
+        for connection, exchange, attempts, waited in finished:
             self.exchange(connection, exchange)
+            self.joins.append((connection.facts.wire, attempts, waited))
 
     def exchange(self, connection: Connection, exchange: HttpExchange) -> None:
         self.exchanges.append(exchange)
@@ -61,15 +66,34 @@ class Recorder:
         return lambda exchange, is_response, data: bodies.append((is_response, data))
 
 
+def flow(*hops: tuple[int, int, int], **more: Any) -> Flow:
+    """A flow whose packets went through these interfaces: (ifindex, hook, packets each way)."""
+    values: dict[str, Any] = {
+        "first_ns": BEGAN, "last_ns": BEGAN, "closed_ns": 0, "netns_cookie": 3,
+        "local": socket.inet_aton("127.0.0.1") + bytes(12), "remote": socket.inet_aton("192.0.2.1") + bytes(12),
+        "local_port": 1025, "remote_port": 443, "family": 4, "role": CLIENT,
+        "hops": tuple(Hop(index, hook, n, n, 100 * n, 1000 * n, BEGAN) for index, hook, n in hops),
+        "flags": 0, "tgid": 0, "state": 1, "tcp_sent": 0, "tcp_received": 0,
+    } | more  # fmt: skip
+    return Flow(**values)
+
+
 class Stage:
-    """An engine, its recorder and its counters."""
+    """An engine, its recorder, its counters, the kernel's flows, and a clock."""
 
     def __init__(self) -> None:
         self.told = Recorder()
+        self.flows: dict[int, Flow] = {}
+        self.looks = 0
+        self.now = 0
         self.counters = Region(counters.WORKER, memoryview(bytearray(counters.REGION_BYTES)).cast("Q"))
-        self.engine = Engine(self.told, self.counters, BEGAN)
+        self.engine = Engine(self.told, self.counters, BEGAN, self.look)
 
-    def handle(self, *records_: bytes) -> None:
+    def look(self, cookie: int) -> Flow | None:
+        self.looks += 1
+        return self.flows.get(cookie)
+
+    def handle(self, *records_: bytes, busy: bool = False) -> None:
         """One batch, in one piece of memory, as from the ring."""
         memory = mmap.mmap(-1, max(mmap.PAGESIZE, sum(len(r) + 16 for r in records_)))
         positions, at = [], 8
@@ -77,7 +101,7 @@ class Stage:
             memory[at : at + len(record)] = record
             positions.append(at)
             at += (len(record) + 7) // 8 * 8 + 8
-        self.engine.handle(memory, positions)
+        self.engine.handle(memory, positions, self.now, busy=busy)
 
     def count(self, name: str) -> int:
         return self.counters.get(name)

@@ -179,6 +179,18 @@ def test_the_prefix_is_cached_until_it_is_dropped():
     assert facts.prefix != before
 
 
+def test_packet_counts_change_without_the_prefix():
+    facts = some_facts()
+    exchange = parsed(b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n")
+    check(facts, exchange)
+    prefix = facts.prefix
+    facts.interface, facts.packets_sent, facts.bytes_received = "tun0", 3001, 1 << 40
+    facts.path = [("tun0", "TC", 6002)]
+    facts.traffic = None
+    check(facts, exchange)
+    assert facts.prefix is prefix
+
+
 def test_missing_halves_and_marks():
     only_request = Http1(None)
     only_request.feed(REQUEST, b"GET / HTTP/1.1\r\n\r\n", 5)
