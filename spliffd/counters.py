@@ -49,6 +49,7 @@ KERNEL: tuple[str, ...] = (
     "cookie_misses",
     "sockets_without_cookie",
     "sockets_seeded",
+    "flows_made",
     "flow_table_full",
     "flows_without_hop",
     # What became of each packet that a hook saw, in the order of `enum packet_outcome`, for each hook.
@@ -66,6 +67,9 @@ HOOK_MODES: tuple[tuple[str, str], ...] = (
 )
 """The ways an interface's packets can be seen."""
 
+TABLES: tuple[str, ...] = ("calls", "conns", "speakers", "cookies", "flows")
+"""The kernel's bounded tables, by the names of bpf/maps.h."""
+
 SUPERVISOR: tuple[str, ...] = (
     "worker_restarts",
     "api_restarts",
@@ -80,6 +84,8 @@ SUPERVISOR: tuple[str, ...] = (
     "interface_failures",
     "interface_overruns",
     "interface_table_full",
+    "flows",
+    *(f"map_{kind}_{table}" for kind in ("entries", "capacity") for table in TABLES),
 )
 
 PROTOCOLS: tuple[str, ...] = ("http1", "http2", "grpc", "websocket", "raw")

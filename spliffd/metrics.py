@@ -5,7 +5,7 @@ metric families, and from them the Prometheus text exposition (format 0.0.4) or 
 Nothing is kept between two calls, so a scrape costs the writers nothing and an idle daemon stays idle.
 
 Rules: no label takes a value from the wire; every series listed here exists from start at 0; a series
-whose truth nobody knows yet (coverage of processes, fill of the kernel's maps) is left out, not zero.
+whose truth nobody knows yet (coverage of processes) is left out, not zero.
 The exchange matrix is emitted in full for every library that this build can probe, and for any other
 library as soon as one of its exchanges was counted: all 675 combinations would drown the page.
 """
@@ -270,7 +270,20 @@ def _per_worker(readings: Readings, name: str, text: str) -> Family:
 def _host(readings: Readings) -> list[Family]:
     kernel, supervisor = readings.regions["kernel"], readings.regions["supervisor"]
     return [
-        _gauge("spliff_flows", "TCP flows whose packets a hook has seen and that are tracked.", 0),
+        _gauge("spliff_flows", "TCP connections in scope that are open.", supervisor["flows"]),
+        *(
+            _labelled(
+                "gauge",
+                f"spliff_map_{kind}",
+                text,
+                "map",
+                [(table, supervisor[f"map_{kind}_{table}"]) for table in counters.TABLES],
+            )
+            for kind, text in (
+                ("entries", "Entries of the kernel's tables, counted every 10 s while anything changes."),
+                ("capacity", "How many entries they can hold; the least recently used makes room."),
+            )
+        ),
         Family(
             "spliff_interfaces",
             "gauge",

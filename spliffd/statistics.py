@@ -15,6 +15,18 @@ from spliffd.metrics import Family
 HIGH_LOAD_PERCENT = 50
 """A worker that uses up its budget in every other iteration hardly ever sleeps: it is at its limit."""
 
+HOOKS = ("XDP", "TC")
+PACKETS = {
+    "own": "own connections",
+    "ambiguous": "of two namespaces at once",
+    "foreign": "out of scope, or of no socket",
+    "forwarded": "forwarded",
+    "fragments": "later fragments",
+    "not_tcp": "not TCP",
+    "malformed": "malformed",
+}
+"""What a packet can be (counters.PACKET_OUTCOMES), in words."""
+
 LABEL_WIDTH = 31
 NS = 1_000_000_000
 
@@ -134,7 +146,8 @@ def _correlation(n: Numbers) -> list[str]:
         lines.append(_row(f"  seen by {wire}", count, _percent(count, total)))
     return [
         *lines,
-        _row("cookie misses", n.sum("spliff_cookie_misses_total")),
+        _row("cookie misses (packets)", n.sum("spliff_cookie_misses_total")),
+        _row("sockets without a cookie", n.sum("spliff_sockets_without_cookie_total")),
         _row("deferred successes", n.sum("spliff_deferred_successes_total")),
         _row("deferred failures", n.sum("spliff_deferred_failures_total")),
         _row("deferred, still waiting", n.sum("spliff_deferred_pending")),
@@ -146,15 +159,33 @@ def _network(n: Numbers) -> list[str]:
         _row(f"interfaces on {hook} {mode}", n.sum("spliff_interfaces", hook=hook, mode=mode))
         for hook, mode in counters.HOOK_MODES
     ]
-    return [*lines, _row("flows", n.sum("spliff_flows"))]
+    for hook in HOOKS:
+        lines.append(_row(f"packets at {hook}", n.sum("spliff_packets_total", hook=hook)))
+        for kind, words in PACKETS.items():
+            lines.append(_row(f"  {words}", n.sum("spliff_packets_total", hook=hook, kind=kind)))
+    return [
+        *lines,
+        _row("beyond a flow's interfaces", n.sum("spliff_flows_without_hop_total")),
+        _row("attempts to hook refused", n.sum("spliff_interface_failures_total")),
+        _row("interface table read anew", n.sum("spliff_interface_overruns_total")),
+        _row("interfaces beyond the table", n.sum("spliff_interface_table_full_total")),
+    ]
 
 
 def _sock_ops(n: Numbers) -> list[str]:
     return [
         _row("connections opened by this host", n.sum("spliff_sockets_total", event="active")),
         _row("connections accepted", n.sum("spliff_sockets_total", event="passive")),
+        _row("found at start", n.sum("spliff_sockets_total", event="seeded")),
         _row("closed", n.sum("spliff_sockets_total", event="closed")),
+        _row("open flows", n.sum("spliff_flows")),
+        *(_table(n, table) for table in counters.TABLES),
     ]
+
+
+def _table(n: Numbers, table: str) -> str:
+    entries, capacity = n.sum("spliff_map_entries", map=table), n.sum("spliff_map_capacity", map=table)
+    return _row(f"map {table}", entries, f"of {capacity:,}" if capacity else "")
 
 
 def _probes(n: Numbers) -> list[str]:

@@ -37,6 +37,7 @@ from spliffd.stages.capture import Kernel, ScopeMaps
 from spliffd.stages.children import Child, let_sleep
 from spliffd.stages.interfaces import Interfaces
 from spliffd.stages.libraries import Libraries
+from spliffd.stages.occupancy import Occupancy
 from spliffd.stages.queries import Queries
 from spliffd.targets.client import Inspector
 
@@ -84,6 +85,7 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
         self.kernel = Kernel(scope, self.config.capture, uid, gid)
+        self.occupancy = Occupancy(self.kernel.maps, self.area)
         self.inspector = Inspector(uid, gid)
         self.libraries = Libraries(self.config, self.kernel, self.inspector, self.area.supervisor)
         self.interfaces = Interfaces(
@@ -299,6 +301,7 @@ class Supervisor:
             alive = [child.ping(self._pings) for child in (*self.workers, self.api)]
             if all(alive):
                 self._notify.watchdog()
+            self.occupancy.look()
             facts = self._facts_of_health()
             if facts != told:  # adding up all series takes milliseconds, most of what an idle daemon costs
                 told = facts
@@ -371,6 +374,7 @@ class Supervisor:
         await self.inspector.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.config.socket)
+        self.occupancy.look()
         covered = time.time_ns() - self.started_ns
         print(statistics.text(self.families(), covered), file=sys.stderr, end="", flush=True)
         with contextlib.suppress(FileNotFoundError):

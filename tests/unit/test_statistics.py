@@ -73,7 +73,44 @@ def test_correlation_is_a_rate_by_method_and_hook(area, kernel):
     assert found["by SOCKET_NESTED"] == "9,998 99.98 %"
     assert found["seen by XDP"] == "9,998 99.98 %"
     assert found["seen by TC"] == "0 0.00 %"
-    assert found["cookie misses"] == "17"
+    assert found["cookie misses (packets)"] == "17"
+
+
+def test_the_network_layer_is_told_by_hook(area, kernel):
+    area.supervisor.set("interfaces_XDP_native", 2)
+    area.supervisor.set("interfaces_TC_tcx", 211)
+    area.supervisor.set("interface_failures", 3)
+    for kind, number in (("own", 1009), ("forwarded", 503), ("foreign", 11), ("ambiguous", 7)):
+        kernel.set(f"tc_{kind}", number)
+    kernel.set("xdp_not_tcp", 5)
+
+    found = section(block(area, kernel), "Network layer")
+    lines = block(area, kernel).splitlines()
+
+    assert (found["interfaces on XDP native"], found["interfaces on TC tcx"]) == ("2", "211")
+    assert (found["packets at XDP"], found["packets at TC"]) == ("5", "1,530")
+    at = lines.index(next(line for line in lines if "packets at TC" in line))
+    kinds = dict(line.rsplit(maxsplit=1) for line in map(str.strip, lines[at + 1 : at + 8]))
+    assert kinds == {
+        "own connections": "1,009", "of two namespaces at once": "7", "out of scope, or of no socket": "11",
+        "forwarded": "503", "later fragments": "0", "not TCP": "0", "malformed": "0",
+    }  # fmt: skip
+    assert found["attempts to hook refused"] == "3"
+
+
+def test_flows_and_tables_are_told_with_their_bounds(area, kernel):
+    kernel.set("sockets_seeded", 13)
+    area.supervisor.set("flows", 17)
+    area.supervisor.set("map_entries_cookies", 34)
+    area.supervisor.set("map_capacity_cookies", 65536)
+
+    found = section(block(area, kernel), "sock_ops")
+
+    assert (found["found at start"], found["open flows"], found["map cookies"]) == (
+        "13",
+        "17",
+        "34 of 65,536",
+    )
 
 
 def test_a_rate_is_rounded_down(area, kernel):
