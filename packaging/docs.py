@@ -21,7 +21,14 @@ NOTE = "<!-- Made by `make docs`; do not edit. -->\n"
 def configuration() -> str:
     """Every key with its default and meaning."""
     tree = ast.parse((ROOT / "spliffd/config.py").read_text())
-    tables = {"Config": "", "Scope": "scope", "Capture": "capture", "Access": "access", "Metrics": "metrics"}
+    tables = {
+        "Config": "",
+        "Scope": "scope",
+        "Capture": "capture",
+        "Interfaces": "interfaces",
+        "Access": "access",
+        "Metrics": "metrics",
+    }
     lines = [NOTE, "# Configuration", ""]
     lines += [f"`{config.DEFAULT_PATH}`, TOML; every key is optional, an unknown key is an error.", ""]
     for node in tree.body:

@@ -22,6 +22,7 @@ PROGRAM = "spliffctl"
 COMMANDS = {
     "watch": "Show what this host says over TLS, as it happens.",
     "flows": "List the TCP flows that are open, and the interfaces that see their packets.",
+    "interfaces": "List the network interfaces and their packet hooks.",
     "libraries": "List the TLS libraries found and where their probes sit.",
     "stats": "Print the daemon's statistics.",
     "status": "Show what runs, what it captures, and how well it is.",

@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 from tests.support.lab import REPOSITORY, wait_for
 from tests.support.net import Namespace
@@ -39,7 +39,7 @@ class Monitor:
         )
         self.ask("ready")
 
-    def __enter__(self) -> Monitor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

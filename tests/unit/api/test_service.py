@@ -259,7 +259,7 @@ async def test_what_cannot_be_served_is_refused_with_the_reason(api, stub, reque
     assert said in error.details()
 
 
-@pytest.mark.parametrize("name", ["ListProcesses", "ListInterfaces"])
+@pytest.mark.parametrize("name", ["ListProcesses"])
 async def test_lists_of_later_versions_say_so(stub, name):
     error = await refused(getattr(stub, name)(getattr(pb, name + "Request")()))
 

@@ -34,6 +34,7 @@ class FakeDaemon(services.SpliffServicer):
         self.stats = pb.GetStatsResponse()
         self.libraries: list[pb.Library] = []
         self.flows: list[pb.Flow] = []
+        self.interfaces: list[pb.Interface] = []
         self.flow_requests: list[pb.ListFlowsRequest] = []
         self.batches: list[list[pb.Item]] = []
         self.watch = self.default_watch
@@ -72,6 +73,9 @@ class FakeDaemon(services.SpliffServicer):
 
     def ListLibraries(self, request, context):
         return pb.ListLibrariesResponse(libraries=self.libraries)
+
+    def ListInterfaces(self, request, context):
+        return pb.ListInterfacesResponse(interfaces=self.interfaces)
 
     def ListFlows(self, request, context):
         self.flow_requests.append(request)

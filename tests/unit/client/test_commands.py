@@ -78,6 +78,34 @@ def test_no_libraries_is_explained(daemon, client):
     assert "No TLS library found yet" in client.run("libraries").stdout
 
 
+def test_interfaces_are_a_table_below_80_columns_in_order_of_appearance(daemon, client):
+    daemon.interfaces = [
+        pb.Interface(name="veth0123456789a", index=17, hook="TC", mode="clsact", reason="veth", packets=3),
+        pb.Interface(
+            name="enp0s31f6", index=2, hook="XDP", mode="native", reason="hardware", packets=123456789,
+            bytes=98765432101,
+        ),
+        pb.Interface(name="can0", index=5, hook="NONE", reason="link type 280 carries no IP"),
+        pb.Interface(name="x\x1b[2J", index=4, hook="NONE", reason="Too many open files"),
+    ]  # fmt: skip
+    lines = client.run("interfaces").stdout.splitlines()
+    assert lines == [
+        "NAME             HOOK  MODE    PACKETS    BYTES     REASON",
+        "enp0s31f6        XDP   native  123456789  92.0 GiB  hardware",
+        "x\\x1b[2J         NONE  -       -          -         Too many open files",
+        "can0             NONE  -       -          -         link type 280 carries no IP",
+        "veth0123456789a  TC    clsact  3          0 B       veth",
+    ]
+    assert max(map(len, lines)) <= 80
+    lines = [json.loads(line) for line in client.run("interfaces", "-o", "json").stdout.splitlines()]
+    assert [line["interface"]["index"] for line in lines] == [2, 4, 5, 17]
+    assert lines[0]["interface"]["packets"] == "123456789"
+
+
+def test_no_interfaces_is_explained(daemon, client):
+    assert "No network interface is known" in client.run("interfaces").stdout
+
+
 # ---- waiting -------------------------------------------------------------------------------------
 
 
@@ -107,7 +135,7 @@ def test_wait_for_a_daemon_that_never_comes(client):
 # ---- out of reach --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["watch", "stats", "status", "libraries", "flows"])
+@pytest.mark.parametrize("command", ["watch", "stats", "status", "libraries", "flows", "interfaces"])
 def test_no_socket_is_one_line_that_says_what_to_do(client, command):
     done = client.run(command)
     assert done.returncode == 69
