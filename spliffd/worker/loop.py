@@ -90,7 +90,7 @@ class Loop:
         self._confirm = confirm_watchers
         self._output = Output(counters)
         self._maker = FrameMaker(self._output, counters, number, self._who)
-        self._engine = Engine(self._maker, counters, time.monotonic_ns(), look or tables.flow)
+        self._engine = Engine(self._maker, counters, time.monotonic_ns(), look or tables.hops)
         self._processes: OrderedDict[tuple[int, int], tuple[int, ipc.ProcessFacts | None]] = OrderedDict()
         self._running = True
         self._demanded = False
