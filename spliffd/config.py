@@ -49,6 +49,9 @@ class Capture(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What happens while nobody watches: "metrics" goes on counting, "off" captures nothing."""
     ring_mib: int = 16
     """Size of one worker's ring; a power of two. 16 MiB hold 4,000 small exchanges, or 30 ms of 500 MiB/s."""
+    body_ring_mib: int = 128
+    """Size of that ring while somebody watches bodies (ring_mib, if that is more); a power of two. 128 MiB
+    hold a 64 MiB transfer seen at both ends, however fast it comes."""
     workers: int = 1
     """Worker processes, each with a ring of its own."""
     nice: int = -10
@@ -151,6 +154,10 @@ def check(config: Config, source: str) -> Config:
     if capture.ring_mib not in (1, 2, 4, 8, 16, 32, 64, 128, 256):
         raise UsageError(
             f"{source}: capture.ring_mib is {capture.ring_mib}", "use a power of two from 1 to 256"
+        )
+    if capture.body_ring_mib not in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+        raise UsageError(
+            f"{source}: capture.body_ring_mib is {capture.body_ring_mib}", "use a power of two from 1 to 512"
         )
     if not 1 <= capture.workers <= MAX_WORKERS:
         raise UsageError(f"{source}: capture.workers is {capture.workers}", f"use 1 to {MAX_WORKERS}")

@@ -129,6 +129,12 @@ class ProcessFacts(msgspec.Struct, array_like=True, tag=True):
     container: str
 
 
+class NewRing(msgspec.Struct, array_like=True, tag=True):
+    """Read the old ring to its end, then this one; its fd rides along. The old one gets no more records."""
+
+    size: int
+
+
 class Watched(msgspec.Struct, array_like=True, tag=True):
     """Capture now suits this number of watchers (answer to Watching)."""
 
@@ -214,9 +220,10 @@ class WhoIs(msgspec.Struct, array_like=True, tag=True):
 
 
 class Watching(msgspec.Struct, array_like=True, tag=True):
-    """The worker was told how many watch; with `unwatched = "off"` capture goes on or off by it."""
+    """The worker was told how many watch, and whether bodies are wanted; capture is fitted to it."""
 
     watchers: int
+    bodies: bool
 
 
 class Query(msgspec.Struct, array_like=True, tag=True):
@@ -231,7 +238,7 @@ class Query(msgspec.Struct, array_like=True, tag=True):
     payload: bytes
 
 
-ToChild = Ping | Stop | Debug | Link | ProcessFacts | Watched | Interfaces | Answer
+ToChild = Ping | Stop | Debug | Link | ProcessFacts | NewRing | Watched | Interfaces | Answer
 FromChild = Pong | Ready | Failed | WhoIs | Watching | Query
 
 encode = msgspec.msgpack.Encoder().encode

@@ -39,6 +39,7 @@ from spliffd.stages.interfaces import Interfaces
 from spliffd.stages.libraries import Libraries
 from spliffd.stages.occupancy import Occupancy
 from spliffd.stages.queries import Queries
+from spliffd.stages.rings import Rings
 from spliffd.targets.client import Inspector
 
 log = logger("supervisor")
@@ -91,6 +92,7 @@ class Supervisor:
         self.interfaces = Interfaces(
             self.config.interfaces, self.kernel.programs.fd, self.area.supervisor, self._tell_workers
         )
+        self._rings = Rings(self.kernel.maps, self.config.capture, self._give_ring)
         self._queries = Queries(
             self.config,
             self.kernel,
@@ -178,11 +180,10 @@ class Supervisor:
 
         def worker_command(number: int, control: int) -> list[str]:
             command = ["spliffd.worker", "--number", str(number), "--control-fd", str(control)]
-            command += ["--ring-fd", str(maps.rings[number]), "--ring-bytes", str(maps.ring_bytes)]
+            command += ["--ring-fd", str(maps.rings[number]), "--ring-bytes", str(maps.ring_sizes[number])]
             command += ["--armed-fd", str(maps.fd["armed"]), "--shards", str(maps.shards)]
             command += [part for name, fd in maps.to_look.items() for part in (f"--{name}-fd", str(fd))]
-            command += [*shared, *ids]
-            return [*command, "--confirm-watchers"] if capture.unwatched == "off" else command
+            return [*command, *shared, *ids]
 
         def api_command(control: int) -> list[str]:
             command = ["spliffd.api", "--control-fd", str(control), "--socket", self.config.socket]
@@ -201,17 +202,12 @@ class Supervisor:
             capture.nice // 2,
         )
         for number in range(capture.workers):
-            fds = [
-                maps.rings[number],
-                maps.fd["armed"],
-                *maps.to_look.values(),
-                *shared_fds,
-            ]
+            fds = [maps.fd["armed"], *maps.to_look.values(), *shared_fds]
             self.workers.append(
                 Child(
                     f"worker {number}",
                     lambda control, number=number: worker_command(number, control),  # type: ignore[misc]
-                    lambda fds=fds: fds,  # type: ignore[misc]
+                    lambda number=number, fds=fds: [maps.rings[number], *fds],  # type: ignore[misc]
                     self._from_child,
                     self._linked,
                     lambda: self._died("worker"),
@@ -269,13 +265,18 @@ class Supervisor:
                 counters.add("whois_too_late")
             child.send(facts)
         elif isinstance(message, ipc.Watching):
-            self.kernel.switch(enabled=message.watchers > 0)
+            if self.config.capture.unwatched == "off":
+                self.kernel.switch(enabled=message.watchers > 0)
+            self._rings.wanted(self.workers.index(child), bodies=message.bodies)
             child.send(ipc.Watched(message.watchers))
         elif isinstance(message, ipc.Query):
             answer, fds = ipc.packed(self._queries.answer(message))
             child.send(answer, fds)
             for fd in fds:
                 os.close(fd)
+
+    def _give_ring(self, number: int, size: int) -> None:
+        self.workers[number].send(ipc.NewRing(size), [self.kernel.maps.rings[number]])
 
     def _processes_started(self) -> None:
         """Exec events: remember who it is, look for libraries."""

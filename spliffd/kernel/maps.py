@@ -67,7 +67,7 @@ class Maps:
 
     def __init__(self, shards: int, ring_bytes: int) -> None:
         self.shards = shards
-        self.ring_bytes = ring_bytes
+        self.ring_sizes = [ring_bytes] * shards
         make = bpf.map_create
         self.rings = [make(bpf.MAP_RINGBUF, 0, 0, ring_bytes, name=f"ring{i}") for i in range(shards)]
         self.fd = {
@@ -91,6 +91,23 @@ class Maps:
         for shard, ring in enumerate(self.rings):
             bpf.map_update(self.fd["rings"], struct.pack("=I", shard), struct.pack("=I", ring))
         self.counters: Region = open_counters(self.fd["counters"])
+
+    def swap_ring(self, shard: int, size: int) -> None:
+        """Gives a shard a new, empty ring of ``size`` bytes; raises OSError when there is no memory for it.
+
+        Afterwards nothing is written into the old one: updating a map of maps waits until the programs
+        that may still hold the old entry are over (kernel/bpf/syscall.c, maybe_wait_bpf_programs). The old
+        one lives on for whoever has it mapped.
+        """
+        ring = bpf.map_create(bpf.MAP_RINGBUF, 0, 0, size, name=f"ring{shard}")
+        try:
+            bpf.map_update(self.fd["rings"], struct.pack("=I", shard), struct.pack("=I", ring))
+        except OSError:
+            os.close(ring)
+            raise
+        os.close(self.rings[shard])
+        self.rings[shard] = ring
+        self.ring_sizes[shard] = size
 
     def set_settings(
         self, *, enabled: bool, cgroups: int, excluded_cgroups: int, uids: int, excluded_uids: int

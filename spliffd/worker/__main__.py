@@ -40,7 +40,6 @@ def main() -> int:
         "gid",
     ):
         parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--confirm-watchers", action="store_true")
     args = parser.parse_args()
 
     setproctitle.setproctitle(f"spliffd: worker {args.number}")
@@ -55,9 +54,7 @@ def main() -> int:
     privileges.drop(args.uid, args.gid)
 
     tables = Tables(args.conns_fd, args.speakers_fd, args.flows_fd)
-    loop = Loop(
-        args.number, ring, armed, control, counters, kernel, tables, confirm_watchers=args.confirm_watchers
-    )
+    loop = Loop(args.number, ring, armed, control, counters, kernel, tables)
     control.send(ipc.encode(ipc.Ready()))
     gc.collect()
     gc.freeze()  # what was imported never becomes garbage: keep it out of every later collection

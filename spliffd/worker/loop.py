@@ -13,6 +13,7 @@ reads the flag, and poll() looks at the ring after the flag is set.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import time
@@ -75,9 +76,7 @@ class Loop:
         counters: Region,
         kernel: Region,
         tables: Tables,
-        *,
         look: Look | None = None,
-        confirm_watchers: bool,
     ) -> None:
         self._number = number
         self._ring = ring
@@ -87,10 +86,11 @@ class Loop:
         self._kernel = kernel
         self._tables = tables
         self._control_lost = kernel.get("ring_full_control")
-        self._confirm = confirm_watchers
+        self._new_rings: list[Ring] = []
+        """Rings that take the place of the present one, one after the other, when it is empty."""
         self._output = Output(counters)
         self._maker = FrameMaker(self._output, counters, number, self._who)
-        self._engine = Engine(self._maker, counters, time.monotonic_ns(), look or tables.hops)
+        self._engine = Engine(self._maker, counters, time.monotonic_ns(), look or tables.flow)
         self._processes: OrderedDict[tuple[int, int], tuple[int, ipc.ProcessFacts | None]] = OrderedDict()
         self._running = True
         self._demanded = False
@@ -136,6 +136,9 @@ class Loop:
                     empty = 0
                     continue
                 empty = 0
+            elif self._new_rings:
+                ring = self._next_ring()
+                continue
             else:
                 ring.release()  # records that were discarded count as consumed
                 empty += 1
@@ -170,9 +173,25 @@ class Loop:
         while self._running and not self._demanded and (left := deadline - time.monotonic()) > 0:
             self._links(self._rest_poll.poll(left * 1000))
 
+    def _next_ring(self) -> Ring:
+        """The present ring is empty and gets nothing more: closes it, goes on with the next."""
+        old, ring = self._ring, self._new_rings.pop(0)
+        self._idle_poll.unregister(old.fd)
+        self._idle_poll.register(ring.fd, select.POLLIN)
+        old.close()
+        os.close(old.fd)
+        self._ring = ring
+        return ring
+
     def _drain(self) -> None:
         deadline = time.monotonic() + DRAIN_SECONDS
-        while time.monotonic() < deadline and (positions := self._ring.drain(BUDGET)):
+        while time.monotonic() < deadline:
+            positions = self._ring.drain(BUDGET)
+            if not positions and self._new_rings:
+                self._next_ring()
+                continue
+            if not positions:
+                break
             self._engine.handle(self._ring.data, positions, time.monotonic_ns())
             self._ring.release()
         self._engine.close_all(time.monotonic_ns())
@@ -246,6 +265,8 @@ class Loop:
                     self._new_link(socket.socket(fileno=fds[0]))
                 case ipc.ProcessFacts():
                     self._learn(message)
+                case ipc.NewRing(size):
+                    self._new_rings.append(Ring(fds[0], size))
                 case ipc.Interfaces(names):
                     self._engine.interfaces(names)
                 case ipc.Watched():
@@ -281,10 +302,15 @@ class Loop:
                 self._demand(ipc.Demand(0, bodies=False, body_limit=0, handshakes=False, messages=False))
                 return
             self._demand(ipc.decode_demand(data))
-            if self._confirm:
-                self._control.send(ipc.encode(ipc.Watching(self._maker.demand.watchers)))
-            else:
-                self._output.acknowledge()
+            self._tell_watching()
+
+    def _tell_watching(self) -> None:
+        """The supervisor fits capture to it and answers Watched, which the api waits for."""
+        demand = self._maker.demand
+        try:
+            self._control.send(ipc.encode(ipc.Watching(demand.watchers, bodies=demand.bodies)))
+        except BlockingIOError:
+            self._output.acknowledge()  # the supervisor is busy: capture goes on as it is
 
     def _demand(self, demand: ipc.Demand) -> None:
         self._demanded = True

@@ -18,9 +18,6 @@ from tests.support.servers import Nginx
 MIB = 1 << 20
 FILE = 64 * MIB
 
-# Both ends of a transfer are captured: 128 MiB within half a second, on a machine whose two cores are
-# taken by the programs themselves. The ring holds all of it, so nothing depends on who gets a core.
-CONFIG = "[capture]\nring_mib = 256\n"
 ALL_THE_QUEUE = (1 << 64) - 1
 
 # One byte a call costs some 10 us in the program and 5 us in the worker: 64 MiB of them would take half an
@@ -37,7 +34,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def daemon(lab: Lab) -> Iterator[Daemon]:
-    daemon = Daemon(lab, config=CONFIG)
+    daemon = Daemon(lab)
     yield daemon
     daemon.stop()
 

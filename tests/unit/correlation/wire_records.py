@@ -89,10 +89,9 @@ class Stage:
         self.counters = Region(counters.WORKER, memoryview(bytearray(counters.REGION_BYTES)).cast("Q"))
         self.engine = Engine(self.told, self.counters, BEGAN, self.look)
 
-    def look(self, cookie: int) -> tuple[Hop, ...]:
+    def look(self, cookie: int) -> Flow | None:
         self.looks += 1
-        flow = self.flows.get(cookie)
-        return flow.hops if flow else ()
+        return self.flows.get(cookie)
 
     def handle(self, *records_: bytes, busy: bool = False) -> None:
         """One batch, in one piece of memory, as from the ring."""
