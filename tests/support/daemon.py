@@ -130,6 +130,8 @@ class Watch:
     def __init__(self, daemon: Daemon, request: spliff_pb2.WatchRequest) -> None:
         self.items: list[spliff_pb2.Item] = []
         self.exchanges: list[spliff_pb2.Exchange] = []
+        self.arrivals: list[int] = []
+        """When each exchange came, ns since the epoch."""
         self.losses: list[spliff_pb2.Loss] = []
         self.parts: dict[int, dict[bool, list[spliff_pb2.BodyPart]]] = {}
         self.started = threading.Event()
@@ -153,6 +155,7 @@ class Watch:
         if kind == "started":
             self.started.set()
         elif kind == "exchange":
+            self.arrivals.append(time.time_ns())
             self.exchanges.append(item.exchange)
         elif kind == "loss":
             self.losses.append(item.loss)
