@@ -55,7 +55,7 @@ class Stage:
             maker.demand = ipc.Demand(
                 int(watched), bodies=False, body_limit=0, handshakes=False, messages=False
             )
-            self.engine = Engine(maker, area.workers[number], 0, Tables(0, 0, maps.to_look["flows"]).flow)
+            self.engine = Engine(maker, area.workers[number], 0, Tables(0, 0, maps.to_look["flows"]).hops)
             self.engine.interfaces({1: "lo"})
 
     def consume(self) -> float:

@@ -15,26 +15,26 @@ from collections.abc import Callable
 from typing import Final
 
 from spliffd.correlation.connection import Connection
-from spliffd.correlation.facts import ConnectionFacts
 from spliffd.correlation.retry import NEVER, Left, RetryQueue
 from spliffd.counters import CORRELATION_BUCKETS, Region
-from spliffd.kernel.flows import HOOKS, Flow
+from spliffd.kernel.flows import HOOKS, Hop
 from spliffd.protocols.messages import COMPLETE, HttpExchange
 
 FRESH_NS: Final = 5_000_000
 """How old packet counts may be: a keep-alive connection under load pays one look, not one an exchange."""
 
-BUSY_REFRESHES: Final = 4
-"""Looks for newer packet counts in a batch while the worker is at its limit: 0.5 us an exchange. The
-others go with counts that are as old as their connection's last turn."""
+BUSY_REFRESH: Final = 7
+"""While the worker is at its limit only every so many connections whose counts are old get new ones, which
+costs 0.5 us an exchange; the others go with those of their last turn. A prime, so that connections that
+take turns all get theirs."""
 
 _BUCKETS_NS: Final = tuple(int(bound * 1e9) for bound in CORRELATION_BUCKETS)
 
 Finished = tuple[Connection, HttpExchange, int, int]
 """Connection, exchange, attempts, and ns that it waited: (.., 0, 0) for one that did not."""
 
-Look = Callable[[int], Flow | None]
-"""A socket cookie's flow, as the kernel has it now."""
+Look = Callable[[int], tuple[Hop, ...]]
+"""Where packets of a socket, by its cookie, were seen so far."""
 
 
 class Join:
@@ -45,7 +45,8 @@ class Join:
         self._look_up = look
         self._names: dict[int, str] = {}
         self._now = 0
-        self._refreshes = 0
+        self._busy = False
+        self._turn = 0
         self._words = counters.words
         index = counters.index
         self._n_successes, self._n_failures = index("deferred_successes"), index("deferred_failures")
@@ -85,7 +86,7 @@ class Join:
 
     def _admit_each(self, finished: list[Finished], now: int, *, busy: bool) -> list[Finished]:
         self._now = now
-        self._refreshes = BUSY_REFRESHES if busy else len(finished)
+        self._busy = busy
         ready: list[Finished] = []
         immediate = 0
         for entry in finished:
@@ -111,10 +112,10 @@ class Join:
     def _may_leave(self, connection: Connection) -> bool:
         facts = connection.facts
         if facts.wire:
-            if self._refreshes > 0:
-                self._refreshes -= 1
-                if not self._look(connection):  # thrown out of the table: what was known stays
-                    connection.fresh_until_ns = self._now + FRESH_NS
+            self._turn += 1
+            if (self._busy and self._turn % BUSY_REFRESH) or not self._look(connection):
+                # Without a turn, or thrown out of the table: what was known stays.
+                connection.fresh_until_ns = self._now + FRESH_NS
             return True
         if connection.waiting:
             return False
@@ -131,24 +132,26 @@ class Join:
     def _look(self, connection: Connection) -> bool:
         """Looks up a connection's flow; True when packets of it were seen."""
         facts = connection.facts
-        flow = self._look_up(facts.socket_cookie)
-        if flow is None or not flow.hops:
+        hops = self._look_up(facts.socket_cookie)
+        if not hops:
             return False
-        self._take(facts, flow)
         connection.fresh_until_ns = self._now + FRESH_NS
-        return True
-
-    def _take(self, facts: ConnectionFacts, flow: Flow) -> None:
-        hops = flow.hops
         names = self._names
-        _, hook, sent, received, bytes_sent, bytes_received, _ = hops[0]
-        path = [(names.get(hop[0]) or f"if{hop[0]}", HOOKS[hop[1]], hop[2] + hop[3]) for hop in hops]
-        facts.wire = HOOKS[hook]
-        facts.interface = path[0][0]
+        path = [
+            (
+                names.get(hop.ifindex) or f"if{hop.ifindex}",
+                HOOKS[hop.hook],
+                hop.packets_sent + hop.packets_received,
+            )
+            for hop in hops
+        ]
+        first = hops[0]
+        facts.interface, facts.wire, _ = path[0]
         facts.path = path
-        facts.packets_sent, facts.packets_received = sent, received
-        facts.bytes_sent, facts.bytes_received = bytes_sent, bytes_received
+        facts.packets_sent, facts.packets_received = first.packets_sent, first.packets_received
+        facts.bytes_sent, facts.bytes_received = first.bytes_sent, first.bytes_received
         facts.traffic = None
+        return True
 
     def _count_immediate(self, number: int) -> None:
         self._words[self._n_bucket] += number

@@ -32,6 +32,7 @@ LINGER_NS = 10_000_000_000
 
 _FLOW = struct.Struct("=QQQQ16s16sHHBBBBIIQQ")
 _HOP = struct.Struct("=IIQQQQQ")
+_USED_AT = 70
 _HOPS_AT = 96
 assert _FLOW.size == _HOPS_AT
 assert _HOPS_AT + HOPS * _HOP.size == FLOW_SIZE
@@ -92,10 +93,25 @@ def address(raw: bytes, family: int) -> str:
     return str(ipaddress.IPv4Address(raw[:4]) if family == 4 else ipaddress.IPv6Address(raw))
 
 
-def unpack_hops(data: bytes, used: int) -> tuple[Hop, ...]:
+def unpack_hops(data: bytes | memoryview, used: int) -> tuple[Hop, ...]:
     """The hops of a struct flow; one that another processor is just taking (hook 0) is left out."""
     hops = (Hop._make(_HOP.unpack_from(data, _HOPS_AT + i * _HOP.size)) for i in range(min(used, HOPS)))
     return tuple(hop for hop in hops if 0 < hop.hook < len(HOOKS))
+
+
+class HopLookup:
+    """Looks up where packets of a socket went, and nothing else of its flow: fit for every exchange."""
+
+    def __init__(self, fd: int) -> None:
+        self._look = bpf.Lookup(fd, FLOW_SIZE)
+
+    def __call__(self, cookie: int) -> tuple[Hop, ...]:
+        """The hops of a socket's flow; none where no packet was seen. Raises OSError where refused."""
+        look = self._look
+        if not look(cookie):
+            return ()
+        value = look.value
+        return unpack_hops(value, value[_USED_AT])
 
 
 def unpack_flow(data: bytes) -> Flow:

@@ -1,6 +1,6 @@
 """Looks into the kernel's own tables: which packets a connection had, and whether it is over.
 
-By file descriptors that the worker was handed, which needs no privilege. ``flow`` is asked for nearly
+By file descriptors that the worker was handed, which needs no privilege. ``hops`` is asked for nearly
 every exchange. ``is_over`` is asked only after a loss, for each live connection: the records that end one
 (SSL_free, process exit) can find the ring full like any other, and what it still holds would never come out.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from spliffd.correlation.connection import Connection
 from spliffd.kernel import bpf
-from spliffd.kernel.flows import Flow, look_up
+from spliffd.kernel.flows import Hop, HopLookup
 from spliffd.kernel.maps import CONN_VALUE
 from spliffd.kernel.records import KEY_BYTES
 
@@ -25,14 +25,14 @@ class Tables:
     def __init__(self, conns_fd: int, speakers_fd: int, flows_fd: int) -> None:
         self._conns = conns_fd
         self._speakers = speakers_fd
-        self._flows = flows_fd
+        self._hops = HopLookup(flows_fd)
 
-    def flow(self, cookie: int) -> Flow | None:
-        """The TCP connection behind a socket cookie, None when the kernel's table has none (any more)."""
+    def hops(self, cookie: int) -> tuple[Hop, ...]:
+        """Where packets of a socket were seen; none where the kernel does not let us look (before 5.19)."""
         try:
-            return look_up(self._flows, cookie)
+            return self._hops(cookie)
         except OSError:
-            return None
+            return ()
 
     def is_over(self, connection: Connection) -> bool:
         """Whether the object was freed or used anew, or its process has ended.

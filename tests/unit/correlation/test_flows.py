@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from wire_records import SERVER, Stage, Tls, flow, get, ok
 
-from spliffd.correlation.flows import BUSY_REFRESHES, FRESH_NS
+from spliffd.correlation.flows import BUSY_REFRESH, FRESH_NS
 from spliffd.correlation.retry import DELAYS_NS, NEVER, SLOTS
 from spliffd.kernel import records
 
@@ -231,21 +231,23 @@ def test_counts_are_looked_up_anew_at_most_every_5_ms(stage):
     assert stage.looks == 3
 
 
-def test_a_busy_worker_looks_few_up_anew(stage):
-    connections = [Tls(n, cookie=100 + n, role=SERVER) for n in range(11)]
-    for n in range(11):
+def test_a_busy_worker_looks_few_up_anew_but_all_in_turn(stage):
+    connections = [Tls(n, cookie=100 + n, role=SERVER) for n in range(8)]
+    for n in range(8):
         stage.flows[100 + n] = flow((1, TC, 1))
-    for busy in (True, False):
+
+    def round_of_exchanges(*, busy: bool) -> int:
         stage.looks = 0
-        exchanges = [r for t in connections for r in (t.received(get()), t.sent(ok()))]
-        stage.handle(*exchanges, busy=busy)
-        stage.now += 6 * MS
-        assert stage.looks == 11  # the first time, busy or not; and when there is time
-    stage.looks = 0
-    exchanges = [r for t in connections for r in (t.received(get()), t.sent(ok()))]
-    stage.handle(*exchanges, busy=True)
-    assert stage.looks == BUSY_REFRESHES
-    assert len(stage.told.exchanges) == 33
+        stage.handle(*(r for t in connections for r in (t.received(get()), t.sent(ok()))), busy=busy)
+        stage.now += FRESH_NS
+        return stage.looks
+
+    assert round_of_exchanges(busy=True) == 8  # the first time, busy or not
+    assert round_of_exchanges(busy=False) == 8  # there is time
+    for n in range(8):
+        stage.flows[100 + n] = flow((1, TC, 2))
+    assert sum(round_of_exchanges(busy=True) for _ in range(BUSY_REFRESH)) == 8
+    assert {facts.packets_sent for facts in stage.told.facts} == {2}
 
 
 def test_what_was_known_outlives_its_entry(stage):

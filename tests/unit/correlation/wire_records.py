@@ -89,9 +89,10 @@ class Stage:
         self.counters = Region(counters.WORKER, memoryview(bytearray(counters.REGION_BYTES)).cast("Q"))
         self.engine = Engine(self.told, self.counters, BEGAN, self.look)
 
-    def look(self, cookie: int) -> Flow | None:
+    def look(self, cookie: int) -> tuple[Hop, ...]:
         self.looks += 1
-        return self.flows.get(cookie)
+        flow = self.flows.get(cookie)
+        return flow.hops if flow else ()
 
     def handle(self, *records_: bytes, busy: bool = False) -> None:
         """One batch, in one piece of memory, as from the ring."""
