@@ -81,6 +81,7 @@ class Nginx:
             master="on" if workers else "off",
             workers=workers or 1,
             folder=folder,
+            port=self.port,
             listen=f"listen [::]:{self.port} ssl ipv6only=off;"
             if mapped
             else f"listen {address}:{self.port} ssl; listen [::]:{self.port} ssl ipv6only=on;",
