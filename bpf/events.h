@@ -120,6 +120,7 @@ enum counter {
   COUNTER_COOKIE_MISSES, /* packets of a socket in scope whose connection is not in `cookies` */
   COUNTER_SOCKETS_WITHOUT_COOKIE,
   COUNTER_SOCKETS_SEEDED,
+  COUNTER_FLOWS_MADE, /* less those removed and those there: what the LRU evicted */
   COUNTER_FLOW_TABLE_FULL,
   COUNTER_FLOWS_WITHOUT_HOP, /* packets on more interfaces than a flow has hops */
   COUNTER_XDP_OWN,

@@ -19,6 +19,7 @@
  * | speakers  | tgid -> start_ns                 | 8,192  | process exit; LRU beyond                 |
  * | cookies   | struct flow_key -> struct flow_cookie | 65,536 | close of the socket; LRU beyond     |
  * | flows     | socket cookie -> struct flow     | 32,768 | supervisor, 10 s after close; LRU beyond |
+ * | blank     | 0 -> struct flow, all zero       | 1      | nobody                                   |
  */
 #pragma once
 
@@ -35,6 +36,7 @@
 #define MAP_SPEAKERS MAP(1010)
 #define MAP_COOKIES MAP(1011)
 #define MAP_FLOWS MAP(1012)
+#define MAP_BLANK MAP(1013) /* what a new entry of `flows` is copied from: too large for the stack */
 
 #define SCOPE_SLOTS 16
 #define COUNTER_SLOTS 64 /* for each processor */
@@ -46,10 +48,12 @@ struct settings {
   u32 uids;             /* number of uids in scope; 0: all */
   u32 excluded_uids;
   u32 shards;
+  u32 open_by_state; /* sock_ops is not attached: the state tracepoint opens flows */
+  u32 pad;
   u64 netns_cookie; /* of the namespace whose interfaces are watched: the daemon's */
   u64 cgroup_ids[2 * SCOPE_SLOTS]; /* of the cgroups in `scope`: sockets are compared with these */
 };
-_Static_assert(sizeof(struct settings) == 288, "maps.py counts on it");
+_Static_assert(sizeof(struct settings) == 296, "maps.py counts on it");
 
 /* TLS in TLS (an HTTPS proxy) nests two calls on one thread; SSL_connect calls SSL_do_handshake. */
 #define CALL_DEPTH 4

@@ -38,6 +38,19 @@ OFFSETS: dict[str, tuple[str, str]] = {
     "sk_net": ("sock_common", "skc_net"),
     "sk_protocol": ("sock", "sk_protocol"),
     "net_cookie": ("net", "net_cookie"),
+    "sk_state": ("sock_common", "skc_state"),
+    "sk_uid": ("sock", "sk_uid"),
+    "sk_cgroup": ("sock", "sk_cgrp_data"),  # its first member is the pointer
+    "tcp_bytes_acked": ("tcp_sock", "bytes_acked"),
+    "tcp_bytes_received": ("tcp_sock", "bytes_received"),
+    "task_cgroups": ("task_struct", "cgroups"),
+    "css_set_dfl_cgrp": ("css_set", "dfl_cgrp"),
+    "cgroup_level": ("cgroup", "level"),
+    "cgroup_ancestors": ("cgroup", "ancestors"),
+    "cgroup_kn": ("cgroup", "kn"),
+    "kn_id": ("kernfs_node", "id"),
+    "task_cred": ("task_struct", "cred"),
+    "cred_uid": ("cred", "uid"),
 }
 
 _KIND_STRUCT, _KIND_UNION = 4, 5
@@ -88,6 +101,10 @@ class Btf:
     def tracepoint_id(self, name: str) -> int:
         """Id that a typed raw tracepoint program is loaded with (its btf_trace_ typedef)."""
         return self.type_id(f"btf_trace_{name}", 8)
+
+    def iterator_id(self, name: str) -> int:
+        """Id that an iterator program is loaded with (the kernel's bpf_iter_ function)."""
+        return self.type_id(f"bpf_iter_{name}", 12)
 
     def offset(self, struct_name: str, member: str) -> int:
         """Byte offset of ``member`` in ``struct_name``."""

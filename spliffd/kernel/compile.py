@@ -11,6 +11,7 @@ Never loads a program, never reads a file of the project after dropping privileg
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -27,7 +28,7 @@ from spliffd import privileges
 from spliffd.errors import HostError
 from spliffd.kernel.btf import Btf, all_offsets
 
-SOURCES = ("tls.bpf.c", "sockets.bpf.c", "processes.bpf.c")
+SOURCES = ("tls.bpf.c", "flows.bpf.c", "sockets.bpf.c", "packets.bpf.c", "processes.bpf.c")
 HEADERS = ("events.h", "maps.h", "common.bpf.h")
 PROGRAMS = (
     "tls_enter",
@@ -39,10 +40,21 @@ PROGRAMS = (
     "socket_sent_raw",
     "socket_received_raw",
     "socket_ops",
+    "state_changed",
+    "state_changed_raw",
+    "seed_sockets",
+    "xdp_l2",
+    "xdp_l3",
+    "tc_ingress_l2",
+    "tc_ingress_l3",
+    "tc_egress_l2",
+    "tc_egress_l3",
     "process_exec",
     "process_exit",
 )
 TYPED_TRACEPOINTS = ("sock_send_length", "sock_recv_length")
+STATE_TRACEPOINT = "inet_sock_set_state"
+ITERATOR = "task_file"
 
 TIMEOUT_SECONDS = 60
 """A compile takes 0.5 s; a host that swaps may need longer, a hung one must not hang the start."""
@@ -61,6 +73,8 @@ class Compiled(msgspec.Struct):
     offsets: dict[str, int] = {}
     tracepoints: dict[str, int] = {}
     """Type ids of typed tracepoints that this kernel has."""
+    iterators: dict[str, int] = {}
+    """The same of iterators."""
     bcc: str = ""
     error: str = ""
     remedy: str = ""
@@ -163,12 +177,12 @@ def _unprivileged(work: Callable[[], Compiled], uid: int, gid: int) -> Compiled:
 
 def _compile(bcc: Any, btf: Btf, text: str, headers: Path) -> Compiled:
     offsets = all_offsets(btf)
-    tracepoints = {}
-    for name in TYPED_TRACEPOINTS:
-        try:
+    tracepoints, iterators = {}, {}
+    for name in (*TYPED_TRACEPOINTS, STATE_TRACEPOINT):
+        with contextlib.suppress(LookupError):  # older than 6.3: the loader takes another path
             tracepoints[name] = btf.tracepoint_id(name)
-        except LookupError:
-            continue  # older than 6.3: the loader takes another path
+    with contextlib.suppress(LookupError):
+        iterators[ITERATOR] = btf.iterator_id(ITERATOR)
     flags = [f"-DOFF_{name}={value}" for name, value in offsets.items()]
     # A return probe sees the stack after the return address was popped (x86); arm64 pushes none.
     flags += [f"-DRETURN_SP_SHIFT={8 if os.uname().machine == 'x86_64' else 0}", "-Wno-macro-redefined"]
@@ -179,7 +193,9 @@ def _compile(bcc: Any, btf: Btf, text: str, headers: Path) -> Compiled:
     for name in PROGRAMS:
         start = lib.bpf_function_start(compiled.module, name.encode())
         code[name] = ctypes.string_at(start, lib.bpf_function_size(compiled.module, name.encode()))
-    return Compiled(code=code, offsets=offsets, tracepoints=tracepoints, bcc=str(bcc.__version__))
+    return Compiled(
+        code=code, offsets=offsets, tracepoints=tracepoints, iterators=iterators, bcc=str(bcc.__version__)
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import msgspec
 
 from spliffd.counters import LIBRARIES
 from spliffd.kernel import bpf, records
+from spliffd.kernel.compile import STATE_TRACEPOINT
 from spliffd.kernel.loader import Programs
 
 
@@ -117,6 +118,14 @@ def attach_sockets(programs: Programs) -> tuple[Attached, str]:
         bpf.raw_tracepoint_open(programs.fd["socket_received_raw"], "sock_recv_length"),
     ]
     return Attached(fds), "raw tracepoints sock_send_length, sock_recv_length"
+
+
+def attach_states(programs: Programs) -> tuple[Attached, str]:
+    """Changes of TCP states, which close flows; returns also which flavour it is."""
+    if programs.typed_states:
+        return Attached([bpf.raw_tracepoint_open(programs.fd["state_changed"])]), f"typed {STATE_TRACEPOINT}"
+    fd = bpf.raw_tracepoint_open(programs.fd["state_changed_raw"], STATE_TRACEPOINT)
+    return Attached([fd]), f"raw {STATE_TRACEPOINT}"
 
 
 def attach_sock_ops(programs: Programs, cgroup_fds: list[int]) -> Attached:

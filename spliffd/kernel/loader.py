@@ -11,7 +11,7 @@ import os
 
 from spliffd.errors import HostError
 from spliffd.kernel import bpf
-from spliffd.kernel.compile import Compiled
+from spliffd.kernel.compile import ITERATOR, STATE_TRACEPOINT, Compiled
 from spliffd.kernel.maps import NUMBERS, Maps
 
 _LD_IMM64 = 0x18
@@ -25,9 +25,16 @@ _KINDS = {
     "tls_end": bpf.PROG_KPROBE,
     "socket_sent_raw": bpf.PROG_RAW_TRACEPOINT,
     "socket_received_raw": bpf.PROG_RAW_TRACEPOINT,
+    "state_changed_raw": bpf.PROG_RAW_TRACEPOINT,
     "process_exec": bpf.PROG_RAW_TRACEPOINT,
     "process_exit": bpf.PROG_RAW_TRACEPOINT,
     "socket_ops": bpf.PROG_SOCK_OPS,
+    "xdp_l2": bpf.PROG_XDP,
+    "xdp_l3": bpf.PROG_XDP,
+    "tc_ingress_l2": bpf.PROG_SCHED_CLS,
+    "tc_ingress_l3": bpf.PROG_SCHED_CLS,
+    "tc_egress_l2": bpf.PROG_SCHED_CLS,
+    "tc_egress_l3": bpf.PROG_SCHED_CLS,
 }
 
 
@@ -52,6 +59,9 @@ class Programs:
         self.fd: dict[str, int] = {}
         self.uprobe_multi = True
         self.typed_sockets = False
+        self.typed_states = False
+        self.seeding = ""
+        """Why sockets older than the daemon cannot be found; empty when they can."""
         self._compiled = compiled
         self._maps = maps
         for name, kind in _KINDS.items():
@@ -60,31 +70,50 @@ class Programs:
                 attach = bpf.ATTACH_UPROBE_MULTI
             elif kind == bpf.PROG_SOCK_OPS:
                 attach = bpf.ATTACH_SOCK_OPS
+            # Drivers take a program on a large MTU only when it says that it can read packets in pieces.
+            flags = bpf.F_XDP_HAS_FRAGS if kind == bpf.PROG_XDP else 0
             try:
-                self.fd[name] = self._load(name, kind, attach)
+                self.fd[name] = self._load(name, kind, attach, flags=flags)
             except bpf.VerifierError as error:
                 raise HostError(
                     f"the kernel refused the eBPF program {name}: {error}: {error.log}",
                     "run `spliffd doctor`; if it finds nothing, please report this",
                 ) from None
-        self._load_typed()
+        self.typed_sockets = self._load_typed(
+            {"socket_sent": "sock_send_length", "socket_received": "sock_recv_length"}
+        )
+        self.typed_states = self._load_typed({"state_changed": STATE_TRACEPOINT})
+        self._load_seeding()
 
-    def _load(self, name: str, kind: int, attach: int, btf_id: int = 0) -> int:
+    def _load(self, name: str, kind: int, attach: int, btf_id: int = 0, flags: int = 0) -> int:
         code = relocate(self._compiled.code[name], self._maps)
-        return bpf.prog_load(kind, code, name, attach, btf_id)
+        return bpf.prog_load(kind, code, name, attach, btf_id, flags)
 
-    def _load_typed(self) -> None:
-        """Typed socket tracepoints, where the kernel has them (6.3) and allows them."""
-        wanted = {"socket_sent": "sock_send_length", "socket_received": "sock_recv_length"}
+    def _load_typed(self, wanted: dict[str, str]) -> bool:
+        """Typed tracepoint programs by tracepoint, where the kernel has them (6.3) and allows them.
+
+        False when it does not: the plain ones serve then, and `spliffd doctor` shows which.
+        """
         ids = self._compiled.tracepoints
         if not all(name in ids for name in wanted.values()):
-            return
+            return False
         try:
             for name, tracepoint in wanted.items():
                 self.fd[name] = self._load(name, bpf.PROG_TRACING, bpf.ATTACH_RAW_TP, ids[tracepoint])
         except OSError:
-            return  # the plain ones serve; `spliffd doctor` shows which
-        self.typed_sockets = True
+            return False
+        return True
+
+    def _load_seeding(self) -> None:
+        """The iterator over all descriptors, where the kernel has it and allows it."""
+        btf_id = self._compiled.iterators.get(ITERATOR)
+        if btf_id is None:
+            self.seeding = f"this kernel has no iterator {ITERATOR}"
+            return
+        try:
+            self.fd["seed_sockets"] = self._load("seed_sockets", bpf.PROG_TRACING, bpf.ATTACH_ITER, btf_id)
+        except bpf.VerifierError as error:
+            self.seeding = f"the kernel refuses the iterator {ITERATOR}: {error}: {error.log}"
 
     def load_perf_flavour(self) -> None:
         """Loads the uprobe programs anew for perf-event links (kernels without uprobe_multi)."""

@@ -31,6 +31,7 @@ NUMBERS = {
     1010: "speakers",
     1011: "cookies",
     1012: "flows",
+    1013: "blank",
 }
 
 SCOPE_SLOTS = 16
@@ -51,7 +52,7 @@ PROCESS_RING_BYTES = 256 << 10
 CALLS_VALUE = 16 + 4 * 48
 CONN_KEY, CONN_VALUE = 24, 152
 FLOW_KEY, FLOW_VALUE = 48, 32
-SETTINGS = struct.Struct(f"=6IQ{2 * SCOPE_SLOTS}Q")
+SETTINGS = struct.Struct(f"=7I4xQ{2 * SCOPE_SLOTS}Q")
 
 _SO_NETNS_COOKIE = 71
 
@@ -83,8 +84,11 @@ class Maps:
             "speakers": make(bpf.MAP_LRU_HASH, 4, 8, SPEAKERS, name="speakers"),
             "cookies": make(bpf.MAP_LRU_HASH, FLOW_KEY, FLOW_VALUE, COOKIES, name="cookies"),
             "flows": make(bpf.MAP_LRU_HASH, 8, FLOW_SIZE, FLOWS, name="flows"),
+            "blank": make(bpf.MAP_ARRAY, 4, FLOW_SIZE, 1, name="blank"),
         }
         self.netns_cookie = netns_cookie()
+        self.open_by_state = False
+        """Whether the state tracepoint opens flows; takes effect with ``set_settings``."""
         self._cgroup_ids = [0] * (2 * SCOPE_SLOTS)
         self.to_look = {name: bpf.map_read_only(self.fd[name]) for name in ("conns", "speakers", "flows")}
         """Read-only fds of the tables that workers look into."""
@@ -115,7 +119,7 @@ class Maps:
         """Writes struct settings; takes effect with the next probe hit."""
         value = SETTINGS.pack(
             enabled, cgroups, excluded_cgroups, uids, excluded_uids, self.shards,
-            self.netns_cookie, *self._cgroup_ids,
+            self.open_by_state, self.netns_cookie, *self._cgroup_ids,
         )  # fmt: skip
         bpf.map_update(self.fd["settings"], struct.pack("=I", 0), value)
 

@@ -18,8 +18,8 @@ from spliffd.config import Capture, Scope
 from spliffd.doctor import cgroup2_mount
 from spliffd.errors import FailedError, HostError, UsageError
 from spliffd.journal import logger
+from spliffd.kernel import bpf, links
 from spliffd.kernel import compile as compiler
-from spliffd.kernel import links
 from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import MAX_UIDS, SCOPE_SLOTS, Maps
 
@@ -103,6 +103,7 @@ class Kernel:
                 "the kernel refuses to make eBPF maps", "run as root; `spliffd doctor` says what is missing"
             ) from None
         self._attached: list[links.Attached] = []
+        self._sock_ops_attached = False
         self._write_scope(enabled=False)
 
     def _note(self, name: str, state: str, detail: str) -> None:
@@ -141,10 +142,17 @@ class Kernel:
             self._try("sockets", self._attach_sockets, "only SSL_set_fd names sockets: ")
         else:
             self._note("sockets", "degraded", "socket observation is switched off in the configuration")
+        self._try("flows", self._attach_states, "connections never end: ")
         if self._capture.sock_ops:
             self._try("cookies", self._attach_sock_ops, "socket cookies may be unknown: ")
         else:
             self._note("cookies", "degraded", "sock_ops is switched off in the configuration")
+        if not self._sock_ops_attached:
+            # The second best that opens flows: without the process, and after the handshake.
+            self.maps.open_by_state = True
+        self.switch(enabled=False)
+        # Last, so that no connection falls between what is older and what is seen to open.
+        self._try("older sockets", self._seed, "connections older than the daemon have no packets: ")
 
     def _try(self, name: str, attach: Callable[[], str], without: str) -> None:
         try:
@@ -157,6 +165,17 @@ class Kernel:
         attached, flavour = links.attach_sockets(self.programs)
         self._attached.append(attached)
         return flavour
+
+    def _attach_states(self) -> str:
+        attached, flavour = links.attach_states(self.programs)
+        self._attached.append(attached)
+        return flavour
+
+    def _seed(self) -> str:
+        if self.programs.seeding:
+            raise OSError(self.programs.seeding)
+        bpf.iterator_run(self.programs.fd["seed_sockets"])
+        return f"{self.maps.counters.get('sockets_seeded')} seeded from the descriptors of all processes"
 
     def _attach_sock_ops(self) -> str:
         fds = self._scope.cgroups
@@ -171,6 +190,7 @@ class Kernel:
             where = f"sock_ops at {root}"
         try:
             self._attached.append(links.attach_sock_ops(self.programs, fds))
+            self._sock_ops_attached = True
         finally:
             for fd in opened:
                 os.close(fd)

@@ -67,6 +67,7 @@ class Tracer:
         self.ring = Ring(self.maps.rings[0], ring_mib << 20)
         self.attached = [
             links.attach_processes(self.programs),
+            links.attach_states(self.programs)[0],
             links.attach_sock_ops(self.programs, [cgroup]),
         ]
         os.close(cgroup)
