@@ -237,12 +237,14 @@ class HttpServer:
         return self.process.pid
 
 
-def http_client(lab: Lab, port: int, steps: list[Any], *, keylog: str = "") -> dict[str, Any]:
+def http_client(
+    lab: Lab, port: int, steps: list[Any], *, keylog: str = "", seconds: float = 120
+) -> dict[str, Any]:
     """Runs the client program to its end; returns what it printed, and its ``pid``."""
     process = lab.start(
         PYTHON, "-c", CLIENT, str(port), json.dumps(steps), keylog,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=seconds)
     assert process.returncode == 0, err.decode()
     return {"pid": process.pid, **json.loads(out)}
