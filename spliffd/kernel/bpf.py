@@ -319,17 +319,18 @@ class Run(NamedTuple):
     """The packet afterwards."""
 
 
-def prog_run(prog_fd: int, packet: bytes, repeat: int = 1) -> Run:
+def prog_run(prog_fd: int, packet: bytes, repeat: int = 1, context: bytes = b"") -> Run:
     """Runs a packet program on ``packet`` without a network (BPF_PROG_TEST_RUN); raises OSError.
 
-    The interface it sees is this namespace's loopback. Ethernet drivers never give less than 14 bytes, and
-    the kernel refuses to run with less.
+    The interface it sees is this namespace's loopback, unless ``context`` (a struct __sk_buff) says another.
+    The kernel refuses packets of less than an Ethernet header, 14 bytes.
     """
     into = ctypes.create_string_buffer(len(packet) + 256)
     source = ctypes.create_string_buffer(packet, len(packet))
+    about = ctypes.create_string_buffer(context, len(context))
     attr = bytearray(ATTR_BYTES)
     struct.pack_into(
-        "=IIIIQQII",
+        "=IIIIQQIIIIQ",
         attr,
         0,
         prog_fd,
@@ -340,6 +341,9 @@ def prog_run(prog_fd: int, packet: bytes, repeat: int = 1) -> Run:
         ctypes.addressof(into),
         repeat,
         0,
+        len(context),
+        0,
+        ctypes.addressof(about) if context else 0,
     )
     _call(_PROG_RUN, attr)
     retval, _size_in, size = struct.unpack_from("=III", attr, 4)
