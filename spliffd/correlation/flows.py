@@ -24,9 +24,11 @@ FRESH_NS: Final = 5_000_000
 """How old packet counts may be: a keep-alive connection under load pays one look, not one an exchange."""
 
 BUSY_REFRESH: Final = 7
-"""While the worker is at its limit only every so many connections whose counts are old get new ones, which
-costs 0.5 us an exchange; the others go with those of their last turn. A prime, so that connections that
-take turns all get theirs."""
+"""While the worker is at its limit only every so many connections whose counts are old get new ones; the
+others go with what they have for ``BUSY_NS``. A prime, so that connections that take turns all get theirs.
+Together this costs 0.5 us an exchange in place of 2.7."""
+
+BUSY_NS: Final = 20_000_000
 
 _BUCKETS_NS: Final = tuple(int(bound * 1e9) for bound in CORRELATION_BUCKETS)
 
@@ -113,8 +115,9 @@ class Join:
         facts = connection.facts
         if facts.wire:
             self._turn += 1
-            if (self._busy and self._turn % BUSY_REFRESH) or not self._look(connection):
-                # Without a turn, or thrown out of the table: what was known stays.
+            if self._busy and self._turn % BUSY_REFRESH:
+                connection.fresh_until_ns = self._now + BUSY_NS
+            elif not self._look(connection):  # thrown out of the table: what was known stays
                 connection.fresh_until_ns = self._now + FRESH_NS
             return True
         if connection.waiting:

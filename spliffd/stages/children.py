@@ -74,9 +74,13 @@ def let_sleep(pid: int, known: set[int]) -> None:
 OnMessage = Callable[["Child", ipc.FromChild], None]
 
 
+KEPT = ("JOURNAL_STREAM", "LANG", "TZ", "SPLIFF_FAULT_FLOW_DELAY_MS")
+"""Variables that children see. The last one is for tests (spliffd/worker/faults.py); a service sets none."""
+
+
 def environment() -> dict[str, str]:
     """What children see of the environment: where our package lies, and where the journal is."""
-    keep = {key: os.environ[key] for key in ("JOURNAL_STREAM", "LANG", "TZ") if key in os.environ}
+    keep = {key: os.environ[key] for key in KEPT if key in os.environ}
     return {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import signal
 import socket
+import time
 
 import setproctitle
 
 from spliffd import ipc, privileges
+from spliffd.correlation.flows import Look
 from spliffd.counters import Area
+from spliffd.errors import UsageError
 from spliffd.kernel.maps import open_armed, open_counters
 from spliffd.kernel.ring import Ring
+from spliffd.worker import faults
 from spliffd.worker.loop import Loop
 from spliffd.worker.tables import Tables
 
@@ -54,7 +59,20 @@ def main() -> int:
     privileges.drop(args.uid, args.gid)
 
     tables = Tables(args.conns_fd, args.speakers_fd, args.flows_fd)
-    loop = Loop(args.number, ring, armed, control, counters, kernel, tables)
+    look: Look = tables.hops
+    if faults.FLOW_DELAY in os.environ:
+        try:
+            look = faults.late(look, faults.flow_delay(os.environ[faults.FLOW_DELAY]), time.monotonic_ns)
+        except UsageError as error:
+            control.send(ipc.encode(ipc.Failed(error.message, error.remedy)))
+            return 1
+        from spliffd import journal
+
+        journal.configure()
+        journal.logger("worker").warning(
+            "a fault for tests is on: flow information comes late", milliseconds=os.environ[faults.FLOW_DELAY]
+        )
+    loop = Loop(args.number, ring, armed, control, counters, kernel, tables, look)
     control.send(ipc.encode(ipc.Ready()))
     gc.collect()
     gc.freeze()  # what was imported never becomes garbage: keep it out of every later collection

@@ -76,7 +76,7 @@ class Loop:
         counters: Region,
         kernel: Region,
         tables: Tables,
-        look: Look | None = None,
+        look: Look,
     ) -> None:
         self._number = number
         self._ring = ring
@@ -90,7 +90,7 @@ class Loop:
         """Rings that take the place of the present one, one after the other, when it is empty."""
         self._output = Output(counters)
         self._maker = FrameMaker(self._output, counters, number, self._who)
-        self._engine = Engine(self._maker, counters, time.monotonic_ns(), look or tables.hops)
+        self._engine = Engine(self._maker, counters, time.monotonic_ns(), look)
         self._processes: OrderedDict[tuple[int, int], tuple[int, ipc.ProcessFacts | None]] = OrderedDict()
         self._running = True
         self._demanded = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from wire_records import SERVER, Stage, Tls, flow, get, ok
 
-from spliffd.correlation.flows import BUSY_REFRESH, FRESH_NS
+from spliffd.correlation.flows import BUSY_NS, BUSY_REFRESH, FRESH_NS
 from spliffd.correlation.retry import DELAYS_NS, NEVER, SLOTS
 from spliffd.kernel import records
 
@@ -239,7 +239,7 @@ def test_a_busy_worker_looks_few_up_anew_but_all_in_turn(stage):
     def round_of_exchanges(*, busy: bool) -> int:
         stage.looks = 0
         stage.handle(*(r for t in connections for r in (t.received(get()), t.sent(ok()))), busy=busy)
-        stage.now += FRESH_NS
+        stage.now += BUSY_NS
         return stage.looks
 
     assert round_of_exchanges(busy=True) == 8  # the first time, busy or not

@@ -262,4 +262,7 @@ def test_what_children_see_of_the_environment(monkeypatch):
     assert seen["LANG"] == "C.UTF-8"
     assert seen["PYTHONPATH"] == str(REPOSITORY)
     assert not {"LD_PRELOAD", "PYTHONSTARTUP"} & seen.keys()
+    assert not any(name.startswith("SPLIFF_") for name in seen)
+    monkeypatch.setenv("SPLIFF_FAULT_FLOW_DELAY_MS", "20")
+    assert children.environment()["SPLIFF_FAULT_FLOW_DELAY_MS"] == "20"
     assert sys.executable
