@@ -200,7 +200,7 @@ class Run:
     def run(self, count: int) -> None:
         """Runs it ``count`` times in one system call."""
         struct.pack_into("=I", self._attr, 32, count)
-        bpf._call(PROG_TEST_RUN, self._attr)
+        bpf.call(PROG_TEST_RUN, self._attr)
 
 
 def offer(program: Run, rate: int, seconds: float) -> tuple[int, float, float]:

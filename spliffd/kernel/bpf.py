@@ -30,7 +30,7 @@ ATTACH_PERF_EVENT, ATTACH_UPROBE_MULTI = 41, 48
 ATTACH_XDP, ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS = 37, 46, 47
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD = 0, 1, 2, 3, 4, 5
-_MAP_GET_FD_BY_ID, _OBJ_GET_INFO, _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 14, 15, 17, 28
+_MAP_GET_FD_BY_ID, OBJ_GET_INFO, _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 14, 15, 17, 28
 _PROG_RUN, _MAP_LOOKUP_BATCH, _ITER_CREATE = 10, 24, 33
 _F_RDONLY = 1 << 3
 
@@ -49,7 +49,8 @@ _LOG_BYTES = 1 << 20
 """Room for the verifier's complaint: only its tail is shown."""
 
 
-def _call(command: int, attr: bytearray) -> int:
+def call(command: int, attr: bytearray) -> int:
+    """One bpf() call; raises OSError."""
     buffer = (ctypes.c_char * len(attr)).from_buffer(attr)
     result: int = _LIBC.syscall(_SYSCALL[0], command, buffer, len(attr))
     if result < 0:
@@ -64,7 +65,7 @@ def map_create(
     """Makes a map; sizes in bytes. ``inner`` is the template fd of an array of maps."""
     attr = bytearray(ATTR_BYTES)
     struct.pack_into("=IIIIIII16s", attr, 0, kind, key, value, entries, flags, inner, 0, name.encode()[:15])
-    return _call(_MAP_CREATE, attr)
+    return call(_MAP_CREATE, attr)
 
 
 def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
@@ -74,7 +75,7 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
     attr = bytearray(ATTR_BYTES)
     struct.pack_into("=I4xQQQ", attr, 0, fd, ctypes.addressof(key_buffer), ctypes.addressof(value), 0)
     try:
-        _call(_MAP_LOOKUP, attr)
+        call(_MAP_LOOKUP, attr)
     except OSError as error:
         if error.errno == errno.ENOENT:
             return None
@@ -117,7 +118,7 @@ def map_update(fd: int, key: bytes, value: bytes) -> None:
     value_buffer = ctypes.create_string_buffer(value, len(value))
     attr = bytearray(ATTR_BYTES)
     struct.pack_into("=I4xQQQ", attr, 0, fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0)
-    _call(_MAP_UPDATE, attr)
+    call(_MAP_UPDATE, attr)
 
 
 def map_delete(fd: int, key: bytes) -> None:
@@ -126,7 +127,7 @@ def map_delete(fd: int, key: bytes) -> None:
     attr = bytearray(ATTR_BYTES)
     struct.pack_into("=I4xQQQ", attr, 0, fd, ctypes.addressof(key_buffer), 0, 0)
     try:
-        _call(_MAP_DELETE, attr)
+        call(_MAP_DELETE, attr)
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise
@@ -137,10 +138,10 @@ def map_read_only(fd: int) -> int:
     info = ctypes.create_string_buffer(8)  # struct bpf_map_info: type, id, ...
     attr = bytearray(ATTR_BYTES)
     struct.pack_into("=IIQ", attr, 0, fd, len(info), ctypes.addressof(info))
-    _call(_OBJ_GET_INFO, attr)
+    call(OBJ_GET_INFO, attr)
     attr = bytearray(ATTR_BYTES)
     struct.pack_into("=III", attr, 0, struct.unpack("=II", info.raw)[1], 0, _F_RDONLY)
-    return _call(_MAP_GET_FD_BY_ID, attr)
+    return call(_MAP_GET_FD_BY_ID, attr)
 
 
 def map_lookup_batch(
@@ -169,7 +170,7 @@ def map_lookup_batch(
     )
     more = True
     try:
-        _call(_MAP_LOOKUP_BATCH, attr)
+        call(_MAP_LOOKUP_BATCH, attr)
     except OSError as error:
         if error.errno != errno.ENOENT:  # the last batch
             raise
@@ -198,7 +199,7 @@ def map_count(fd: int, key_size: int) -> int:
         where = 0 if first else ctypes.addressof(key)
         struct.pack_into("=I4xQQ", attr, 0, fd, where, ctypes.addressof(following))
         try:
-            _call(_MAP_NEXT_KEY, attr)
+            call(_MAP_NEXT_KEY, attr)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return count
@@ -245,10 +246,10 @@ def prog_load(
         struct.pack_into("=I", attr, 108, btf_id)
         for _ in range(_LOAD_ATTEMPTS - 1):
             try:
-                return _call(_PROG_LOAD, attr)
+                return call(_PROG_LOAD, attr)
             except BlockingIOError:
                 continue  # EAGAIN
-        return _call(_PROG_LOAD, attr)
+        return call(_PROG_LOAD, attr)
 
     try:
         return attempt(None)
@@ -267,7 +268,7 @@ def raw_tracepoint_open(prog_fd: int, name: str = "") -> int:
     attr = bytearray(ATTR_BYTES)
     text = ctypes.create_string_buffer(name.encode())
     struct.pack_into("=QI", attr, 0, ctypes.addressof(text) if name else 0, prog_fd)
-    return _call(_RAW_TRACEPOINT_OPEN, attr)
+    return call(_RAW_TRACEPOINT_OPEN, attr)
 
 
 def link_create(prog_fd: int, target: int, attach_type: int, cookie: int = 0, flags: int = 0) -> int:
@@ -277,16 +278,7 @@ def link_create(prog_fd: int, target: int, attach_type: int, cookie: int = 0, fl
     """
     attr = bytearray(ATTR_BYTES)
     struct.pack_into("=IIIIQ", attr, 0, prog_fd, target, attach_type, flags, cookie)
-    return _call(_LINK_CREATE, attr)
-
-
-def link_interface(fd: int) -> int:
-    """Index of the interface that an XDP or TCX link is attached to; 0 when that interface is gone."""
-    info = ctypes.create_string_buffer(24)  # struct bpf_link_info: type, id, prog_id, pad, ifindex, ...
-    attr = bytearray(ATTR_BYTES)
-    struct.pack_into("=IIQ", attr, 0, fd, len(info), ctypes.addressof(info))
-    _call(_OBJ_GET_INFO, attr)
-    return int(struct.unpack_from("=I", info.raw, 16)[0])
+    return call(_LINK_CREATE, attr)
 
 
 def iterator_run(prog_fd: int) -> None:
@@ -295,7 +287,7 @@ def iterator_run(prog_fd: int) -> None:
     try:
         attr = bytearray(ATTR_BYTES)
         struct.pack_into("=II", attr, 0, link, 0)
-        iterator = _call(_ITER_CREATE, attr)
+        iterator = call(_ITER_CREATE, attr)
         try:
             while True:
                 try:
@@ -345,7 +337,7 @@ def prog_run(prog_fd: int, packet: bytes, repeat: int = 1, context: bytes = b"")
         0,
         ctypes.addressof(about) if context else 0,
     )
-    _call(_PROG_RUN, attr)
+    call(_PROG_RUN, attr)
     retval, _size_in, size = struct.unpack_from("=III", attr, 4)
     return Run(retval, struct.unpack_from("=I", attr, 36)[0], into.raw[:size])
 
@@ -375,7 +367,7 @@ def uprobe_multi_link(
         _UPROBE_MULTI_RETURN if returns else 0,
         0,
     )
-    return _call(_LINK_CREATE, attr)
+    return call(_LINK_CREATE, attr)
 
 
 def uprobe_perf_link(prog_fd: int, path: str, offset: int, cookie: int, *, returns: bool) -> list[int]:

@@ -12,10 +12,12 @@ Source: kernel/bpf/tcx.c, net/core/dev.c (dev_xdp_attach), net/sched/cls_bpf.c; 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import re
 import secrets
 import socket
+import struct
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,12 +26,16 @@ from spliffd.kernel import bpf, rtnetlink
 
 _Whose = Callable[[str], bool]
 
+_LINK_UPDATE = 29
 _XDP_GENERIC, _XDP_NATIVE = 1 << 1, 1 << 2
 _BEFORE = 1 << 3
 """BPF_F_BEFORE with no one named: first in the list. A program of another tool that ends the list
 (TCX_PASS, a redirect) would otherwise hide packets from us; ours always lets the next one have its say."""
 
-_CLSACT, _INGRESS, _EGRESS = 0xFFFFFFF1, 0xFFFFFFF2, 0xFFFFFFF3
+_NEXT = bytes.fromhex("b4000000ffffffff9500000000000000")
+"""mov32 r0, -1 (TCX_NEXT); exit"""
+
+_CLSACT, INGRESS, EGRESS = 0xFFFFFFF1, 0xFFFFFFF2, 0xFFFFFFF3
 _QDISC_HANDLE = 0xFFFF0000
 _KIND, _OPTIONS = 1, 2
 _BPF_FD, _BPF_NAME, _BPF_FLAGS = 6, 7, 8
@@ -53,6 +59,27 @@ def tcx_link(prog_fd: int, index: int, *, egress: bool) -> int:
     """TC without a qdisc (6.6), ahead of others. EINVAL: this kernel has no TCX."""
     where = bpf.ATTACH_TCX_EGRESS if egress else bpf.ATTACH_TCX_INGRESS
     return bpf.link_create(prog_fd, index, where, flags=_BEFORE)
+
+
+def update(link: int, prog_fd: int) -> None:
+    """Puts another program into a link, in place and at once."""
+    attr = bytearray(bpf.ATTR_BYTES)
+    struct.pack_into("=II", attr, 0, link, prog_fd)
+    bpf.call(_LINK_UPDATE, attr)
+
+
+def interface(link: int) -> int:
+    """Index of the interface that an XDP or TCX link is attached to; 0 when that interface is gone."""
+    info = ctypes.create_string_buffer(24)  # struct bpf_link_info: type, id, prog_id, pad, ifindex, ...
+    attr = bytearray(bpf.ATTR_BYTES)
+    struct.pack_into("=IIQ", attr, 0, link, len(info), ctypes.addressof(info))
+    bpf.call(bpf.OBJ_GET_INFO, attr)
+    return int(struct.unpack_from("=I", info.raw, 16)[0])
+
+
+def tcx_placeholder() -> int:
+    """A program that lets everything pass: what a TCX link may hold until its place is to be taken."""
+    return bpf.prog_load(bpf.PROG_SCHED_CLS, _NEXT, "spliff_hold", 0)
 
 
 def has_tcx(prog_fd: int) -> bool:
@@ -128,13 +155,13 @@ class Clsact:
             # On an "ingress" qdisc a filter for egress would land on ingress (sch_ingress.c).
             if self._qdisc(index) == "ingress":
                 if ingress_fd is not None:
-                    self._add(index, _INGRESS, ingress_fd, made=False)
+                    self._add(index, INGRESS, ingress_fd, made=False)
                 return "another tool's ingress qdisc: sent packets unseen"
         try:
             if ingress_fd is not None:
-                self._add(index, _INGRESS, ingress_fd, made=made)
+                self._add(index, INGRESS, ingress_fd, made=made)
             if egress_fd is not None:
-                self._add(index, _EGRESS, egress_fd, made=made)
+                self._add(index, EGRESS, egress_fd, made=made)
         except OSError:
             with contextlib.suppress(OSError):
                 self.detach(index)
@@ -142,7 +169,7 @@ class Clsact:
         return ""
 
     def _add(self, index: int, parent: int, prog_fd: int, *, made: bool) -> None:
-        name = f"spliff_{self._token}_{'in' if parent == _INGRESS else 'out'}{'q' if made else ''}"
+        name = f"spliff_{self._token}_{'in' if parent == INGRESS else 'out'}{'q' if made else ''}"
         options = (
             rtnetlink.attribute(_BPF_FD, prog_fd.to_bytes(4, sys.byteorder))
             + _string(_BPF_NAME, name)
@@ -162,9 +189,9 @@ class Clsact:
         """Whether filters of ours are there."""
         return any(_owner(one.name) == self._token for one in self._filters(index))
 
-    def detach(self, index: int) -> None:
+    def detach(self, index: int, parents: tuple[int, ...] = (INGRESS, EGRESS)) -> None:
         """Removes this daemon's filters, and the qdisc if it is ours and nobody else uses it."""
-        self._remove(index, lambda token: token == self._token)
+        self._remove(index, lambda token: token == self._token, parents)
 
     def sweep(self) -> int:
         """Removes what dead daemons left on any interface; returns how many filters."""
@@ -177,9 +204,12 @@ class Clsact:
                     removed += self._remove(index, lambda token: not _is_held(token))
         return removed
 
-    def _remove(self, index: int, whose: _Whose) -> int:
-        filters = self._filters(index)
-        ours = [one for one in filters if (token := _owner(one.name)) and whose(token)]
+    def _remove(self, index: int, whose: _Whose, parents: tuple[int, ...] = (INGRESS, EGRESS)) -> int:
+        ours = [
+            one
+            for one in self._filters(index)
+            if one.parent in parents and (token := _owner(one.name)) and whose(token)
+        ]
         for one in ours:
             body = _traffic(index, one.handle, one.parent, one.info) + _string(_KIND, "bpf")
             with contextlib.suppress(FileNotFoundError):
@@ -201,7 +231,7 @@ class Clsact:
     def _filters(self, index: int) -> list[Filter]:
         """All filters on both sides of the interface, other tools' included."""
         found = []
-        for parent in (_INGRESS, _EGRESS):
+        for parent in (INGRESS, EGRESS):
             try:
                 bodies = self._requests.dump(rtnetlink.GET_FILTER, _traffic(index, 0, parent, 0))
             except OSError as error:

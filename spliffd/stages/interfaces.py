@@ -52,6 +52,13 @@ MAX_GONE = 1024
 BUFFER_BYTES = 4 << 20
 """Of the event socket: 1,000 messages (four for each new veth). Beyond, the table is read anew."""
 
+HURRY_ABOVE = 8
+"""Interfaces that wait. TCX links take 16 ms each, in which nobody on the host can make or change an
+interface: when more than these wait (0.13 s), filters do until the rush is over."""
+
+CALM_SECONDS = 0.02
+"""Pause between promotions: the lock of the kernel's interfaces is free for more than half of the time."""
+
 TELL_SECONDS = 0.005
 """How long names wait for more of them; a first exchange takes longer than that to be finished."""
 
@@ -96,6 +103,8 @@ class Interfaces:
         self._gone: dict[int, str] = {}
         self._urgent: dict[int, None] = {}
         self._later: dict[int, None] = {}
+        self._provisional: dict[int, None] = {}
+        """Interfaces whose filters are to become links."""
         self._orphans: deque[Hook] = deque()
         """Hooks whose interface has left the table, to be detached."""
         self._lost = False
@@ -231,6 +240,7 @@ class Interfaces:
             return
         self._urgent.pop(index, None)
         self._later.pop(index, None)
+        self._provisional.pop(index, None)
         if entry.retry is not None:
             entry.retry.cancel()
         if entry.hook is not None:
@@ -265,13 +275,13 @@ class Interfaces:
 
     def _work(self) -> asyncio.Task[None] | None:
         """Sees to it that what is marked is done; one task does it all, one interface after the other."""
-        if self._working is None and not self._closing and (self._lost or self._orphans or self._marked()):
+        if self._working is None and not self._closing and self._busy():
             self._working = asyncio.get_running_loop().create_task(self._run())
             self._working.add_done_callback(self._worked)
         return self._working
 
-    def _marked(self) -> bool:
-        return bool(self._urgent or self._later)
+    def _busy(self) -> bool:
+        return bool(self._lost or self._urgent or self._later or self._orphans or self._provisional)
 
     def _worked(self, task: asyncio.Task[None]) -> None:
         self._working = None
@@ -280,7 +290,7 @@ class Interfaces:
             raise error
 
     async def _run(self) -> None:
-        while not self._closing and (self._lost or self._orphans or self._marked()):
+        while not self._closing and self._busy():
             if self._lost:
                 self._lost = False
                 try:
@@ -293,8 +303,23 @@ class Interfaces:
                 index = next(iter(marked))
                 del marked[index]
                 await self._settle(self.table[index])
-            elif self._orphans:  # last: whoever waits for a hook waits shorter
+            elif self._orphans:  # not before: whoever waits for a hook waits shorter
                 await self._detach(self._orphans.popleft())
+            elif self._provisional:
+                self._count()
+                index = next(iter(self._provisional))
+                del self._provisional[index]
+                await self._promote(self.table[index])
+                await asyncio.sleep(CALM_SECONDS)
+
+    async def _promote(self, entry: Entry) -> None:
+        hook = entry.hook
+        if hook is None or not hook.provisional:
+            return
+        try:
+            await self._in_thread(lambda: self._hooks.promote(hook, entry.plan))
+        except OSError as error:  # the filters do as well
+            log.debug("filters stay", interface=entry.device.name, error=str(error))
 
     def _read_again(self) -> None:
         self._lost = True
@@ -314,14 +339,14 @@ class Interfaces:
             if entry.hook is None:  # it went meanwhile
                 return
             entry.hook = None
+        entry.mode, entry.plan, entry.error = mode, plan, ""
+        if hook is not None:
             await self._detach(hook)  # first: XDP and TC must not both count a packet
-        entry.mode = mode
-        entry.plan = plan
-        entry.error = ""
         if plan.hook == policy.OFF or self.table.get(device.ifindex) is not entry:
             return
         try:
-            made = await self._in_thread(lambda: self._hooks.attach(device.ifindex, plan))
+            hurry = len(self._urgent) + len(self._later) >= HURRY_ABOVE
+            made = await self._in_thread(lambda: self._hooks.attach(device.ifindex, plan, hurry=hurry))
         except (OSError, KeyError) as error:
             self._failed(entry, error)
             return
@@ -330,6 +355,8 @@ class Interfaces:
             return
         entry.hook = made
         entry.attempts = 0
+        if made.provisional:
+            self._provisional[device.ifindex] = None
         log.debug("attached", interface=device.name, hook=made.kind, mode=made.mode, reason=made.reason)
 
     def _failed(self, entry: Entry, error: OSError | KeyError) -> None:

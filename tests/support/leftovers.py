@@ -37,7 +37,11 @@ def held(pids: list[int]) -> set[tuple[str, int]]:
     found = set()
     for pid in pids:
         for fd in Path(f"/proc/{pid}/fdinfo").iterdir():
-            for line in fd.read_text().splitlines():
+            try:
+                lines = fd.read_text().splitlines()
+            except FileNotFoundError:
+                continue  # closed meanwhile
+            for line in lines:
                 key, _, value = line.partition("\t")
                 if key in IDS:
                     found.add((IDS[key], int(value)))
