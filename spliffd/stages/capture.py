@@ -18,8 +18,8 @@ from spliffd.config import Capture, Scope
 from spliffd.doctor import cgroup2_mount
 from spliffd.errors import FailedError, HostError, UsageError
 from spliffd.journal import logger
-from spliffd.kernel import bpf, links
 from spliffd.kernel import compile as compiler
+from spliffd.kernel import links, runs
 from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import MAX_UIDS, SCOPE_SLOTS, Maps
 
@@ -174,7 +174,7 @@ class Kernel:
     def _seed(self) -> str:
         if self.programs.seeding:
             raise OSError(self.programs.seeding)
-        bpf.iterator_run(self.programs.fd["seed_sockets"])
+        runs.iterate(self.programs.fd["seed_sockets"])
         return f"{self.maps.counters.get('sockets_seeded')} seeded from the descriptors of all processes"
 
     def _attach_sock_ops(self) -> str:
