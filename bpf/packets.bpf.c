@@ -171,9 +171,9 @@ static __always_inline u32 parse(void *ctx, bool xdp, bool ethernet, struct pack
 }
 
 /* Adds the packet to the flow's hop for this interface, which the first packet takes. */
-static __always_inline void add_packet(void *ctx, bool xdp, struct flow *flow, struct packet *packet, u32 direction,
-                                       u32 ifindex, bool new_hop) {
-  u64 here = ifindex | (u64)(xdp ? HOOK_XDP : HOOK_TC) << 32;
+static __always_inline void add_packet(void *ctx, bool xdp, u32 hook, struct flow *flow, struct packet *packet,
+                                       u32 direction, u32 ifindex, bool new_hop) {
+  u64 here = ifindex | (u64)hook << 32;
   u64 now = bpf_ktime_get_ns();
   flow->last_ns = now;
   for (u32 i = 0; i < HOPS; i++) {
@@ -221,8 +221,8 @@ static __always_inline bool same_tuple(struct flow *flow, struct flow_key *key) 
 }
 
 /* Gives the packet to the connection whose end `packet->key` is now, if it is one of ours. */
-static __always_inline u32 claim(void *ctx, bool xdp, bool egress, struct packet *packet, u32 direction, u32 ifindex,
-                                 u64 netns_cookie) {
+static __always_inline u32 claim(void *ctx, bool xdp, u32 hook, bool egress, struct packet *packet, u32 direction,
+                                 u32 ifindex, u64 netns_cookie) {
   packet->key.netns_cookie = ifindex == LOOPBACK_IFINDEX ? netns_cookie : ANY_NETNS;
   struct flow_cookie *entry = bpf_map_lookup_elem(MAP_COOKIES, &packet->key);
   if (!entry)
@@ -245,7 +245,8 @@ static __always_inline u32 claim(void *ctx, bool xdp, bool egress, struct packet
   bool ours = flow->netns_cookie == netns_cookie;
   if (ours && (direction == SENT) != egress)
     return PACKET_FOREIGN; /* the other hook counts it */
-  add_packet(ctx, xdp, flow, packet, direction, ifindex, ours || direction == SENT || flow->role != ROLE_CLIENT);
+  add_packet(ctx, xdp, hook, flow, packet, direction, ifindex,
+             ours || direction == SENT || flow->role != ROLE_CLIENT);
   return PACKET_OWN;
 }
 
@@ -291,8 +292,8 @@ static __always_inline u32 unclaimed(void *ctx, struct settings *settings, struc
   return outcome;
 }
 
-static __always_inline void see(void *ctx, bool xdp, bool egress, bool ethernet, struct packet *packet, u32 ifindex,
-                                u32 gso_size) {
+static __always_inline void see(void *ctx, bool xdp, u32 hook, bool egress, bool ethernet, struct packet *packet,
+                                u32 ifindex, u32 gso_size) {
   u32 zero = 0;
   struct settings *settings = bpf_map_lookup_elem(MAP_SETTINGS, &zero);
   if (!settings || !settings->enabled)
@@ -304,9 +305,9 @@ static __always_inline void see(void *ctx, bool xdp, bool egress, bool ethernet,
     if (!packet->segments)
       packet->segments = 1;
     u64 netns_cookie = settings->netns_cookie;
-    u32 sender = claim(ctx, xdp, egress, packet, SENT, ifindex, netns_cookie);
+    u32 sender = claim(ctx, xdp, hook, egress, packet, SENT, ifindex, netns_cookie);
     swap_ends(&packet->key);
-    u32 receiver = claim(ctx, xdp, egress, packet, RECEIVED, ifindex, netns_cookie);
+    u32 receiver = claim(ctx, xdp, hook, egress, packet, RECEIVED, ifindex, netns_cookie);
     outcome = sender == PACKET_OWN || receiver == PACKET_OWN ? PACKET_OWN : egress ? sender : receiver;
     if (outcome == PACKET_FORWARDED && (sender == PACKET_AMBIGUOUS || receiver == PACKET_AMBIGUOUS))
       outcome = PACKET_AMBIGUOUS;
@@ -319,24 +320,27 @@ static __always_inline void see(void *ctx, bool xdp, bool egress, bool ethernet,
   if (outcome == PACKET_MISSED)
     count(COUNTER_COOKIE_MISSES, 1);
   else
-    count((xdp ? COUNTER_XDP_OWN : COUNTER_TC_OWN) + outcome, 1);
+    count((hook == HOOK_XDP ? COUNTER_XDP_OWN : COUNTER_TC_OWN) + outcome, 1);
 }
 
 static __always_inline int see_xdp(struct xdp_md *ctx, bool ethernet) {
   struct packet packet = {.length = bpf_xdp_get_buff_len(ctx), .segments = 1};
-  see(ctx, true, false, ethernet, &packet, ctx->ingress_ifindex, 0);
+  see(ctx, true, HOOK_XDP, false, ethernet, &packet, ctx->ingress_ifindex, 0);
   return XDP_GO_ON;
 }
 
-static __always_inline int see_tc(struct __sk_buff *skb, bool egress, bool ethernet) {
+static __always_inline int see_tc(struct __sk_buff *skb, u32 hook, bool egress, bool ethernet) {
   struct packet packet = {.length = skb->len, .segments = skb->gso_segs};
-  see(skb, false, egress, ethernet, &packet, skb->ifindex, skb->gso_size);
+  see(skb, false, hook, egress, ethernet, &packet, skb->ifindex, skb->gso_size);
   return TC_GO_ON;
 }
 
 int xdp_l2(struct xdp_md *ctx) { return see_xdp(ctx, true); }
 int xdp_l3(struct xdp_md *ctx) { return see_xdp(ctx, false); }
-int tc_ingress_l2(struct __sk_buff *skb) { return see_tc(skb, false, true); }
-int tc_ingress_l3(struct __sk_buff *skb) { return see_tc(skb, false, false); }
-int tc_egress_l2(struct __sk_buff *skb) { return see_tc(skb, true, true); }
-int tc_egress_l3(struct __sk_buff *skb) { return see_tc(skb, true, false); }
+int tc_ingress_l2(struct __sk_buff *skb) { return see_tc(skb, HOOK_TC, false, true); }
+int tc_ingress_l3(struct __sk_buff *skb) { return see_tc(skb, HOOK_TC, false, false); }
+int tc_egress_l2(struct __sk_buff *skb) { return see_tc(skb, HOOK_TC, true, true); }
+int tc_egress_l3(struct __sk_buff *skb) { return see_tc(skb, HOOK_TC, true, false); }
+/* XDP sees nothing of what an interface sends: this is its other half, and the two are one hop. */
+int xdp_egress_l2(struct __sk_buff *skb) { return see_tc(skb, HOOK_XDP, true, true); }
+int xdp_egress_l3(struct __sk_buff *skb) { return see_tc(skb, HOOK_XDP, true, false); }

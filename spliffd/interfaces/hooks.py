@@ -104,7 +104,8 @@ class Hooks:
 
     def _add_tc(self, hook: Hook, plan: Plan, *, ingress: bool) -> str:
         received = self._programs[f"tc_ingress_l{plan.layer}"] if ingress else None
-        sent = self._programs[f"tc_egress_l{plan.layer}"]
+        kind = "xdp" if hook.kind == "XDP" else "tc"
+        sent = self._programs[f"{kind}_egress_l{plan.layer}"]
         if plan.hook != policy.CLSACT and self.has_tcx:
             if received is not None:
                 hook.links.append(netlinks.tcx_link(received, hook.index, egress=False))

@@ -49,6 +49,8 @@ PROGRAMS = (
     "tc_ingress_l3",
     "tc_egress_l2",
     "tc_egress_l3",
+    "xdp_egress_l2",
+    "xdp_egress_l3",
     "process_exec",
     "process_exit",
 )

@@ -35,6 +35,8 @@ _KINDS = {
     "tc_ingress_l3": bpf.PROG_SCHED_CLS,
     "tc_egress_l2": bpf.PROG_SCHED_CLS,
     "tc_egress_l3": bpf.PROG_SCHED_CLS,
+    "xdp_egress_l2": bpf.PROG_SCHED_CLS,
+    "xdp_egress_l3": bpf.PROG_SCHED_CLS,
 }
 
 

@@ -21,7 +21,7 @@ PASS_TC = bytes.fromhex("b4000000ffffffff9500000000000000")
 """mov32 r0, -1 (TCX_NEXT, TC_ACT_UNSPEC); exit"""
 PASS_XDP = bytes.fromhex("b4000000020000009500000000000000")
 """mov32 r0, 2 (XDP_PASS); exit"""
-NAMES = [f"{hook}_l{layer}" for hook in ("xdp", "tc_ingress", "tc_egress") for layer in (2, 3)]
+NAMES = [f"{hook}_l{layer}" for hook in ("xdp", "tc_ingress", "tc_egress", "xdp_egress") for layer in (2, 3)]
 
 
 class Monitor:
@@ -97,6 +97,7 @@ async def _serve(settings: dict[str, Any]) -> None:
     from spliffd import config, ipc
     from spliffd.counters import Area
     from spliffd.kernel import bpf
+    from spliffd.kernel.maps import INTERFACE_COUNT, INTERFACES
     from spliffd.stages.interfaces import BUFFER_BYTES, Interfaces
 
     programs = {}
@@ -107,7 +108,10 @@ async def _serve(settings: dict[str, Any]) -> None:
     buffer = settings.pop("buffer_bytes", BUFFER_BYTES)
     area = Area.create()
     told: list[ipc.Interfaces] = []
-    stage = Interfaces(config.Interfaces(**settings), programs, area.supervisor, told.append, buffer)
+    counts = bpf.map_create(
+        bpf.MAP_PERCPU_HASH, 4, INTERFACE_COUNT, INTERFACES, bpf.F_NO_PREALLOC, "interfaces"
+    )
+    stage = Interfaces(config.Interfaces(**settings), programs, counts, area.supervisor, told.append, buffer)
     await stage.start()
     loop = asyncio.get_running_loop()
     longest = 0.0
