@@ -21,10 +21,16 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TextIO, cast
 
-import structlog
-from structlog.typing import EventDict, WrappedLogger
-
 from spliffd.errors import SpliffError
+
+# structlog imports rich, for coloured tracebacks, wherever it finds it, and spliffctl brings it along: 4 MiB
+# in each process of the daemon, which prints none.
+_WITHOUT_RICH = sys.modules.setdefault("rich", None) is None  # type: ignore[arg-type]  # None: not importable
+import structlog  # noqa: E402
+from structlog.typing import EventDict, WrappedLogger  # noqa: E402
+
+if _WITHOUT_RICH:
+    del sys.modules["rich"]
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 IDENTIFIER = "spliffd"

@@ -85,6 +85,8 @@ def environment() -> dict[str, str]:
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
         "PYTHONDONTWRITEBYTECODE": "1",
+        # gRPC's threads would each get an arena of their own, and keep what a burst once needed: 17 MiB.
+        "MALLOC_ARENA_MAX": "1",
         **keep,
     }
 
