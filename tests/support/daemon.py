@@ -44,7 +44,7 @@ class Daemon:
         arguments = [PYTHON, "-m", "spliffd", "--socket", str(self.socket), *lab.scope]
         if "--metrics" not in options:
             arguments += ["--metrics", "off"]
-        if "[interfaces]" not in config:
+        if "[interfaces]" not in config and namespace is None:
             # The machine's own interfaces are none of a test's business: lo alone, and not by XDP.
             config += '\n[interfaces]\ninclude = ["lo"]\nmode = "tc"\n'
         if "--config" not in options:
