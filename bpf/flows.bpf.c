@@ -338,8 +338,8 @@ int state_changed_raw(struct bpf_raw_tracepoint_args *ctx) {
 }
 
 /* Iterator over every descriptor of every process (task_file, 5.8; bpf_sock_from_file, 5.11), run once when
- * the others are attached: the connections that are older than they are. A socket that two processes hold
- * is neither's. */
+ * the others are attached: the connections that are older than they are. Run again, it enters who holds the
+ * sockets that were accepted since. A socket that two processes hold is neither's. */
 int seed_sockets(u64 *ctx) {
   u64 task = ctx[1];
   struct file *file = (struct file *)ctx[3];
@@ -361,8 +361,14 @@ int seed_sockets(u64 *ctx) {
   u32 tgid = read_u32(task, OFF_task_tgid);
   struct flow *flow = bpf_map_lookup_elem(MAP_FLOWS, &cookie);
   if (flow) {
-    if (flow->flags & FLOW_SEEDED && flow->tgid != tgid)
+    if (flow->flags & FLOW_SHARED)
+      return 0;
+    if (flow->tgid && flow->tgid != tgid) {
       flow->tgid = 0;
+      flow->flags |= FLOW_SHARED;
+    } else {
+      flow->tgid = tgid; /* accepted: sock_ops runs in whatever process the packet met */
+    }
     return 0;
   }
   struct opening opening = {.cookie = cookie, .state = FLOW_ESTABLISHED, .tgid = tgid, .flags = FLOW_SEEDED};

@@ -124,7 +124,7 @@ struct hop {
 };
 
 enum hook { HOOK_XDP = 1, HOOK_TC = 2 };
-enum flow_flag { FLOW_CLIENT_HELLO = 1, FLOW_MORE_HOPS = 2, FLOW_SEEDED = 4 };
+enum flow_flag { FLOW_CLIENT_HELLO = 1, FLOW_MORE_HOPS = 2, FLOW_SEEDED = 4, FLOW_SHARED = 8 };
 enum flow_state { FLOW_CONNECTING = 0, FLOW_ESTABLISHED = 1, FLOW_CLOSED = 2 };
 
 /* One TCP connection of a socket in scope: made when it opens, kept for a while when it has closed. */

@@ -151,6 +151,10 @@ class Interfaces(msgspec.Struct, array_like=True, tag=True):
     names: dict[int, str]
 
 
+class OwnersEntered(msgspec.Struct, array_like=True, tag=True):
+    """The kernel's table of flows says who holds which socket, as far as that can be known."""
+
+
 class Answer(msgspec.Struct, array_like=True, tag=True):
     """Answer to a Query: a serialised protobuf response, or an error in one line.
 
@@ -219,6 +223,10 @@ class WhoIs(msgspec.Struct, array_like=True, tag=True):
     start_ns: int
 
 
+class EnterOwners(msgspec.Struct, array_like=True, tag=True):
+    """A worker has connections whose socket nobody named, and flows whose process nobody knows."""
+
+
 class Watching(msgspec.Struct, array_like=True, tag=True):
     """The worker was told how many watch, and whether bodies are wanted; capture is fitted to it."""
 
@@ -238,8 +246,8 @@ class Query(msgspec.Struct, array_like=True, tag=True):
     payload: bytes
 
 
-ToChild = Ping | Stop | Debug | Link | ProcessFacts | NewRing | Watched | Interfaces | Answer
-FromChild = Pong | Ready | Failed | WhoIs | Watching | Query
+ToChild = Ping | Stop | Debug | Link | ProcessFacts | NewRing | Watched | Interfaces | OwnersEntered | Answer
+FromChild = Pong | Ready | Failed | WhoIs | EnterOwners | Watching | Query
 
 encode = msgspec.msgpack.Encoder().encode
 decode_batch = msgspec.msgpack.Decoder(Batch).decode

@@ -38,6 +38,7 @@ from spliffd.stages.children import Child, let_sleep
 from spliffd.stages.interfaces import Interfaces
 from spliffd.stages.libraries import Libraries
 from spliffd.stages.occupancy import Occupancy
+from spliffd.stages.owners import Owners
 from spliffd.stages.queries import Queries
 from spliffd.stages.rings import Rings
 from spliffd.targets.client import Inspector
@@ -87,6 +88,7 @@ class Supervisor:
 
         self.kernel = Kernel(scope, self.config.capture, uid, gid)
         self.occupancy = Occupancy(self.kernel.maps, self.area)
+        self._owners = Owners(self.kernel.enter_owners)
         self.inspector = Inspector(uid, gid)
         self.libraries = Libraries(self.config, self.kernel, self.inspector, self.area.supervisor)
         self.interfaces = Interfaces(
@@ -264,6 +266,8 @@ class Supervisor:
             if not known:
                 counters.add("whois_too_late")
             child.send(facts)
+        elif isinstance(message, ipc.EnterOwners):
+            self._owners.asked(child)
         elif isinstance(message, ipc.Watching):
             if self.config.capture.unwatched == "off":
                 self.kernel.switch(enabled=message.watchers > 0)

@@ -33,8 +33,10 @@ class Connection:
     """State of one connection; ``expect`` is the next stream offset of each direction."""
 
     __slots__ = (
+        "calls",
         "expect",
         "facts",
+        "first_ns",
         "fresh_until_ns",
         "gap_bytes",
         "gaps",
@@ -42,6 +44,7 @@ class Connection:
         "http1",
         "joined",
         "key",
+        "last_ns",
         "method",
         "object_key",
         "on_body",
@@ -78,6 +81,10 @@ class Connection:
         """Counter slot by packet hook, looked up once; emptied when the correlation method changes."""
         self.fresh_until_ns = 0
         """Until then (ktime) its exchanges need no look at its flow, and none of them waits for one."""
+        self.first_ns = self.last_ns = 0
+        """When its plaintext moved (ktime), kept while no socket is named; 0 before the first."""
+        self.calls: list[int] = [0, 0]
+        """TLS calls by direction that moved it, as long as that."""
         self.waiting = 0
         """Its exchanges in the retry queue."""
         self.given_up = False
@@ -111,6 +118,12 @@ class Connection:
             if lost:
                 finished = [*finished, *lost]
         return finished
+
+    def note(self, direction: int, start: int, end: int) -> None:
+        """Plaintext moved while no socket is named: when, and how often, is all there is to find one by."""
+        self.first_ns = self.first_ns or start
+        self.last_ns = end
+        self.calls[direction] += 1
 
     def gap(self, direction: int, size: int, now: int) -> Sequence[HttpExchange]:
         """``size`` bytes of ``direction`` are lost here."""

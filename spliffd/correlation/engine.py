@@ -13,6 +13,7 @@ import mmap
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from spliffd.correlation.claims import Claims, FlowsOf
 from spliffd.correlation.connection import NO_BYTES, RAW, Connection, OnBody
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.correlation.flows import Finished, Join, Look, forget, look_anew
@@ -67,10 +68,12 @@ class Engine:
 
     ``began_ns`` is when this worker started (ktime): connections older than that are joined in the
     middle. ``counters`` is this worker's region; hot counters are added to in place. ``look`` finds the
-    flow of a socket.
+    flow of a socket, ``flows_of`` those of a process.
     """
 
-    def __init__(self, receiver: Receiver, counters: Region, began_ns: int, look: Look) -> None:
+    def __init__(
+        self, receiver: Receiver, counters: Region, began_ns: int, look: Look, flows_of: FlowsOf
+    ) -> None:
         self._receiver = receiver
         self._counters = counters
         self._words = counters.words
@@ -84,7 +87,8 @@ class Engine:
         self._n_incomplete = index("exchanges_incomplete")
         self._n_gaps, self._n_gap_bytes = index("gaps"), index("gap_bytes")
         self.wants_chunks = False
-        self._join = Join(counters, look)
+        self._claims = Claims(flows_of)
+        self._join = Join(counters, look, self._claim)
         self.waiting = self._join.queue
         """The exchanges that wait for their flow; for looking only."""
         self._done: list[Finished] = []
@@ -129,6 +133,8 @@ class Engine:
         captured = [0, 0]
         for connection, direction, offset, payload, size, start, now in pieces:
             captured[direction] += len(payload)
+            if not connection.method:
+                connection.note(direction, start, now)
             if direction:
                 finished = connection.data(1, offset, payload, size, now)
             else:
@@ -279,6 +285,10 @@ class Engine:
         facts.role = records.ROLES[conn.role] if conn.role < len(records.ROLES) else ""
         facts.netns_cookie, facts.socket_cookie = conn.netns_cookie, conn.socket_cookie
         facts.prefix = None
+
+    def _claim(self, connection: Connection) -> int:
+        siblings = [self.connections[key] for key in self._processes.get(connection.process, ())]
+        return self._claims.claim(connection, siblings)
 
     def _finish(self, connection: Connection, exchanges: Sequence[HttpExchange]) -> None:
         for exchange in exchanges:

@@ -3,8 +3,9 @@
 Takes finished exchanges, and a way to look a socket's flow up (struct flow of bpf/maps.h); fills in wire
 hook, interface, path and packet counts of the connection's facts, and says which exchanges may leave. One
 whose flow has seen no packet yet waits in the retry queue. A connection whose packets nobody can see (no
-interface has a hook, no socket is known) keeps nobody waiting, and after one exchange has waited in vain
-the later ones of its connection do not: one look each, that is all.
+interface has a hook) keeps nobody waiting, and after one exchange has waited in vain the later ones of its
+connection do not: one look each, that is all. A connection whose socket nobody named gets one first, if one
+can be told by timing.
 
 Does no I/O itself and reads no clock. Never loses an exchange, never changes the order within a connection.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from spliffd.correlation.claims import GIVEN, PERHAPS
 from spliffd.correlation.connection import Connection
 from spliffd.correlation.retry import NEVER, Left, RetryQueue
 from spliffd.counters import CORRELATION_BUCKETS, Region
@@ -38,13 +40,20 @@ Finished = tuple[Connection, HttpExchange, int, int]
 Look = Callable[[int], tuple[Hop, ...]]
 """Where packets of a socket, by its cookie, were seen so far."""
 
+Claim = Callable[[Connection], int]
+"""Finds a socket for a connection that none was named for: NOTHING, PERHAPS or GIVEN of ``claims``."""
+
+CLAIM_AGAIN_NS: Final = 100_000_000
+"""A connection that could not be given a socket is tried again so often: its flow may fit alone by then."""
+
 
 class Join:
     """What stands between the parsers and the delivery. ``queue`` is for looking only."""
 
-    def __init__(self, counters: Region, look: Look) -> None:
+    def __init__(self, counters: Region, look: Look, claim: Claim) -> None:
         self.queue = RetryQueue()
         self._look_up = look
+        self._claim = claim
         self._names: dict[int, str] = {}
         self._now = 0
         self._busy = False
@@ -122,19 +131,32 @@ class Join:
             return True
         if connection.waiting:
             return False
-        if not facts.socket_cookie or not self._names:
+        if not facts.socket_cookie:
+            if connection.method:  # its socket is known, but has no cookie
+                connection.fresh_until_ns = NEVER
+                return True
+            claimed = self._claim(connection)
+            if claimed != GIVEN:
+                if claimed == PERHAPS and not connection.given_up:
+                    return False
+                connection.fresh_until_ns = self._now + CLAIM_AGAIN_NS
+                return True
+        if not self._names:
             connection.fresh_until_ns = NEVER
             return True
         if self._look(connection):
             return True
         if connection.given_up:
             self._words[self._n_failures] += 1
-            return True
-        return False
+        return connection.given_up
 
     def _look(self, connection: Connection) -> bool:
-        """Looks up a connection's flow; True when packets of it were seen."""
+        """Looks up a connection's flow; True when packets of it were seen, or cannot be."""
         facts = connection.facts
+        if not facts.socket_cookie and self._claim(connection) != GIVEN:
+            return False
+        if not self._names:
+            return True
         hops = self._look_up(facts.socket_cookie)
         if not hops:
             return False

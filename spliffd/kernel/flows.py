@@ -23,7 +23,7 @@ HOPS = 4
 # enum hook
 HOOKS = ("NONE", "XDP", "TC")
 # enum flow_flag
-CLIENT_HELLO, MORE_HOPS, SEEDED = 1, 2, 4
+CLIENT_HELLO, MORE_HOPS, SEEDED, SHARED = 1, 2, 4, 8
 # enum flow_state
 CONNECTING, ESTABLISHED, CLOSED = range(3)
 
@@ -76,7 +76,7 @@ class Flow(NamedTuple):
     """In order of the first packet."""
     flags: int
     tgid: int
-    """Who connected; 0 where that is not known."""
+    """Who connected, or holds it; 0 where that is not known, or several do (SHARED)."""
     state: int
     tcp_sent: int
     """Bytes of the socket's whole life that the peer has acknowledged, as of the last change of state."""

@@ -171,10 +171,14 @@ class Kernel:
         self._attached.append(attached)
         return flavour
 
-    def _seed(self) -> str:
+    def enter_owners(self) -> None:
+        """Enters who holds which socket into the table of flows; raises OSError."""
         if self.programs.seeding:
             raise OSError(self.programs.seeding)
         runs.iterate(self.programs.fd["seed_sockets"])
+
+    def _seed(self) -> str:
+        self.enter_owners()
         return f"{self.maps.counters.get('sockets_seeded')} seeded from the descriptors of all processes"
 
     def _attach_sock_ops(self) -> str:

@@ -72,7 +72,7 @@ def main() -> int:
         journal.logger("worker").warning(
             "a fault for tests is on: flow information comes late", milliseconds=os.environ[faults.FLOW_DELAY]
         )
-    loop = Loop(args.number, ring, armed, control, counters, kernel, tables, look)
+    loop = Loop(args.number, ring, armed, control, counters, kernel, tables, look, args.flows_fd)
     control.send(ipc.encode(ipc.Ready()))
     gc.collect()
     gc.freeze()  # what was imported never becomes garbage: keep it out of every later collection

@@ -85,14 +85,24 @@ class Stage:
         self.told = Recorder()
         self.flows: dict[int, Flow] = {}
         self.looks = 0
+        self.asked: list[tuple[int, int]] = []
+        """Flows of which process, not before when."""
+        self.read = 1 << 63
+        """When the flows were read."""
         self.now = 0
         self.counters = Region(counters.WORKER, memoryview(bytearray(counters.REGION_BYTES)).cast("Q"))
-        self.engine = Engine(self.told, self.counters, BEGAN, self.look)
+        self.engine = Engine(self.told, self.counters, BEGAN, self.look, self.flows_of)
 
     def look(self, cookie: int) -> tuple[Hop, ...]:
         self.looks += 1
         flow = self.flows.get(cookie)
         return flow.hops if flow else ()
+
+    def flows_of(self, pid: int, not_before: int) -> list[tuple[int, Flow]] | None:
+        self.asked.append((pid, not_before))
+        if not_before > self.read:
+            return None
+        return [(cookie, flow) for cookie, flow in self.flows.items() if flow.tgid == pid]
 
     def handle(self, *records_: bytes, busy: bool = False) -> None:
         """One batch, in one piece of memory, as from the ring."""

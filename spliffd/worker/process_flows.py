@@ -1,0 +1,95 @@
+"""The flows of a process, for connections whose socket nobody named: read from the kernel's table by owner.
+
+Takes a read-only fd of ``flows``; answers ``Claims``. The table is keyed by cookie, so all of it is read at
+once, as bytes, and never more often than keeps this below a twentieth of the worker's time; only while
+there are such connections. Who accepted a connection the table does not know: the supervisor is asked to
+enter the owners (``ask``), and what it has answered is waited for.
+
+Never writes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from spliffd.kernel import bpf
+from spliffd.kernel.flows import FLOW_SIZE, KEY_SIZE, SHARED, Flow, unpack_flow
+
+BATCH: Final = 1024
+"""Entries of one system call."""
+
+LEAST_PAUSE_NS: Final = 2_000_000
+"""Between two readings: as long as the polling loop rests."""
+
+PAUSE_FACTOR: Final = 20
+"""And this many times as long as a reading takes (1 ms for 1,000 connections, 40 for a full table)."""
+
+ASK_AGAIN_NS: Final = 1_000_000_000
+"""A question that a busy supervisor did not take is put again."""
+
+_OWNER_AT: Final = 16
+_OWNER = struct.Struct("=Q47xBI")
+"""closed_ns, flags, tgid."""
+
+
+class ProcessFlows:
+    """``clock`` gives ktime; ``ask`` asks the supervisor to enter owners, which ``owners_entered`` ends."""
+
+    def __init__(self, fd: int, clock: Callable[[], int], ask: Callable[[], None]) -> None:
+        self._fd = fd
+        self._clock = clock
+        self._ask = ask
+        self._by_owner: dict[int, list[tuple[bytes, bytes]]] = {}
+        self._unknown = 0
+        """Live flows whose owner is not entered."""
+        self._read_ns = -1
+        self._next_ns = 0
+        self._asked_ns = -ASK_AGAIN_NS
+        self._owners_ns = -1
+
+    def owners_entered(self) -> None:
+        """The supervisor's answer: all owners that can be known are entered, as of when it was asked."""
+        self._owners_ns = self._asked_ns
+        self._asked_ns = -ASK_AGAIN_NS
+        self._read_ns = -1
+
+    def __call__(self, pid: int, not_before_ns: int) -> Sequence[tuple[int, Flow]] | None:
+        """Flows of ``pid`` as they were at ``not_before_ns`` or later; None where that is to come."""
+        if self._read_ns < not_before_ns and not self._read():
+            return None
+        if self._unknown and self._owners_ns < not_before_ns:
+            now = self._clock()
+            if now - self._asked_ns > ASK_AGAIN_NS:
+                self._asked_ns = now
+                self._ask()
+            return None
+        return [
+            (int.from_bytes(key, "little"), unpack_flow(value)) for key, value in self._by_owner.get(pid, ())
+        ]
+
+    def _read(self) -> bool:
+        began = self._clock()
+        if began < self._next_ns:
+            return False
+        found: dict[int, list[tuple[bytes, bytes]]] = {}
+        unknown = 0
+        after = b""
+        try:
+            while True:
+                entries, after = bpf.map_lookup_batch(self._fd, after, KEY_SIZE, FLOW_SIZE, BATCH)
+                for entry in entries:
+                    closed, flags, owner = _OWNER.unpack_from(entry[1], _OWNER_AT)
+                    if owner:
+                        found.setdefault(owner, []).append(entry)
+                    elif not closed and not flags & SHARED:
+                        unknown += 1
+                if not after:
+                    break
+        except OSError:
+            found = {}  # refused (before 5.19): no process has any
+        self._by_owner, self._unknown = found, unknown
+        self._read_ns = began
+        self._next_ns = began + max(LEAST_PAUSE_NS, PAUSE_FACTOR * (self._clock() - began))
+        return True
