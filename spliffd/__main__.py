@@ -6,7 +6,6 @@ Exit codes: 0 clean, 1 failed, 2 usage or configuration, 3 this host cannot run 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from pathlib import Path
 
@@ -14,6 +13,10 @@ import msgspec
 
 from spliffd import __version__, config, journal
 from spliffd.errors import SpliffError, UsageError
+from spliffd.lean import without
+
+with without("ssl"):  # asyncio's TLS streams: 4.5 MiB of OpenSSL in root's process, where nothing speaks TLS
+    import asyncio
 
 EXAMPLES = """\
 examples:

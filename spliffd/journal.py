@@ -22,15 +22,11 @@ from types import TracebackType
 from typing import TextIO, cast
 
 from spliffd.errors import SpliffError
+from spliffd.lean import without
 
-# structlog imports rich, for coloured tracebacks, wherever it finds it, and spliffctl brings it along: 4 MiB
-# in each process of the daemon, which prints none.
-_WITHOUT_RICH = sys.modules.setdefault("rich", None) is None  # type: ignore[arg-type]  # None: not importable
-import structlog  # noqa: E402
-from structlog.typing import EventDict, WrappedLogger  # noqa: E402
-
-if _WITHOUT_RICH:
-    del sys.modules["rich"]
+with without("rich"):  # structlog would print tracebacks with it; 4.7 MiB in each process
+    import structlog
+from structlog.typing import EventDict, WrappedLogger
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 IDENTIFIER = "spliffd"
