@@ -21,9 +21,9 @@ from spliffd.protocols.messages import HttpExchange
 SLOTS: Final = 64
 """As many as one integer has bits, and one budget of the polling loop: a burst of first requests fits."""
 
-DELAYS_NS: Final = (2_000_000, 10_000_000, 40_000_000)
+DELAYS_NS: Final = (2_000_000, 10_000_000, 30_000_000)
 """When after its completion an exchange is looked up again. Another processor that is late is so by less than
-the pause of the polling loop; 40 ms leaves 10 of the 50 for a busy loop and the way to the client."""
+the pause of the polling loop; 30 ms leaves 20 of the 50 for a busy host and the way to the client."""
 
 ATTEMPTS: Final = len(DELAYS_NS)
 
