@@ -8,51 +8,138 @@ late by itself.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.thread import Expected, Stage, check, say, share, stage
+from spliffd.pb import spliff_pb2 as pb
+from tests.support.daemon import Daemon, Watch
+from tests.support.keepalive import KeepAlive
+from tests.support.thread import FAR, Expected, Stage, check, on_wire, say, share, stage
 
 FRESH = int(os.environ.get("FRESH", "1009"))
-LATE = 211
+LATE, LATE_MS = 211, 7
 NEVER = 53
-KEPT_ALIVE = 11
+IN_A_ROW = 23
+"""Requests of one connection, one right after the other."""
 DELIVERY_MS = 50
 """From the last byte of a response to the watcher, when its packets are never found."""
+FAULT = "SPLIFF_FAULT_FLOW_DELAY_MS"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def golden() -> Iterator[Stage]:
     with stage("first") as made:
+        made.servers = (made.serve(),)
         yield made
 
 
-def deferred(stats: dict[str, float]) -> tuple[float, float, float]:
-    return (
-        stats["spliff_deferred_successes_total"],
-        stats["spliff_deferred_failures_total"],
-        stats["spliff_deferred_pending"],
-    )
+def begin(golden: Stage, fault: str = "") -> Watch:
+    """A daemon for this test, with flow information as late as ``fault`` says, and a watcher."""
+    daemon: Daemon = golden.start(env={FAULT: fault} if fault else None)
+    daemon.wait_attached()
+    return daemon.watch()
+
+
+def end(golden: Stage, watch: Watch) -> tuple[int, int, int]:
+    """What the daemon counted as deferred: successes, failures, pending."""
+    stats = golden.daemon.stats()
+    watch.stop()
+    golden.daemon.stop()
+    names = ("deferred_successes_total", "deferred_failures_total", "deferred_pending")
+    successes, failures, pending = (int(stats[f"spliff_{name}"]) for name in names)
+    return successes, failures, pending
+
+
+def delays_ms(watch: Watch) -> list[float]:
+    """How long after its last byte each exchange came."""
+    pairs = zip(watch.arrivals, watch.exchanges, strict=True)
+    return sorted((arrival - exchange.end_time_ns) / 1e6 for arrival, exchange in pairs)
+
+
+def in_order(exchanges: list[pb.Exchange], prefix: str) -> int:
+    """How many of one connection came, each end in the order in which they were asked for."""
+    for role in ("client", "server"):
+        numbers = [
+            int(e.request.path.removeprefix(prefix))
+            for e in exchanges
+            if e.connection.role == role and e.request.path.startswith(prefix)
+        ]
+        assert numbers == list(range(IN_A_ROW)), (role, numbers)
+    return 2 * IN_A_ROW
+
+
+def ask_in_a_row(golden: Stage, prefix: str) -> None:
+    client = KeepAlive(golden.lab, golden.near, FAR, golden.servers[0].port)
+    for number in range(IN_A_ROW):
+        client.ask(f"{prefix}{number}")
+    client.close()
 
 
 def test_every_fresh_process_has_its_packets(golden: Stage):
-    golden.start()
-    server = golden.serve("10.91.0.2")
-    golden.daemon.wait_attached()
-    watch = golden.daemon.watch()
-    clients = golden.fetch_each(FRESH, server.url("/hello?n={n}"))
+    watch = begin(golden)
+    clients = golden.fetch_each(FRESH, golden.servers[0].url("/hello?n={n}", FAR))
     watch.wait_for(2 * FRESH)
     watch.settle(0.3)
-    stats = golden.daemon.stats()
-    successes, failures, pending = deferred(stats)
+    misses = golden.daemon.stats()["spliff_cookie_misses_total"]
+    successes, failures, pending = end(golden, watch)
 
     tally = check(watch.exchanges, clients, Expected())
     say(
         f"{FRESH:,} fresh curls, first requests: {share(watch, 2 * FRESH)}, clients {tally['client']:,}, servers "
-        f"{tally['server']:,}; deferred {successes:.0f}, failed {failures:.0f}, "
-        f"cookie misses {stats['spliff_cookie_misses_total']:.0f}"
+        f"{tally['server']:,}; deferred {successes:.0f}, failed {failures:.0f}, cookie misses {misses:.0f}"
     )
     assert watch.losses == []
     assert (failures, pending) == (0, 0)
     assert len(watch.exchanges) == 2 * FRESH
+
+
+def test_late_flow_information_is_waited_for(golden: Stage):
+    watch = begin(golden, str(LATE_MS))
+    clients = golden.fetch_each(LATE, golden.servers[0].url("/hello?late={n}", FAR))
+    watch.wait_for(2 * LATE)
+    fresh = list(watch.exchanges)
+    waited = delays_ms(watch)
+    ask_in_a_row(golden, "/hello?late-row=")
+    watch.wait_for(2 * (LATE + IN_A_ROW))
+    watch.settle(0.2)
+    successes, failures, pending = end(golden, watch)
+
+    check(fresh, clients, Expected())
+    attempts = Counter(exchange.correlation.attempts for exchange in fresh)
+    assert 0 not in attempts
+    assert all(exchange.correlation.latency_ns >= 2_000_000 for exchange in fresh)
+    in_order(watch.exchanges, "/hello?late-row=")
+    rows = [e for e in watch.exchanges if e.request.path.startswith("/hello?late-row=")]
+    assert {on_wire(exchange) for exchange in rows} == {("TC", "eth0", ("eth0",))}
+    deferred = [e for e in watch.exchanges if e.correlation.attempts]
+    assert (successes, failures, pending) == (len(deferred), 0, 0)
+    say(
+        f"flow information {LATE_MS} ms late: {share(watch, len(watch.exchanges))}, deferred successes {successes}, "
+        f"failures {failures}; attempts {dict(sorted(attempts.items()))}; median delivery "
+        f"{waited[len(waited) // 2]:.1f} ms after completion"
+    )
+
+
+def test_flow_information_that_never_comes_holds_nobody_up(golden: Stage):
+    watch = begin(golden, "never")
+    golden.fetch_each(NEVER, golden.servers[0].url("/hello?never={n}", FAR), parallel=2)
+    watch.wait_for(2 * NEVER)
+    fresh = list(watch.exchanges)
+    waited = delays_ms(watch)
+    ask_in_a_row(golden, "/hello?never-row=")
+    watch.wait_for(2 * (NEVER + IN_A_ROW))
+    successes, failures, pending = end(golden, watch)
+
+    assert {on_wire(exchange) for exchange in watch.exchanges} == {("NONE", "", ())}
+    assert {exchange.correlation.method for exchange in watch.exchanges} == {"SOCKET_NESTED"}
+    assert {exchange.correlation.attempts for exchange in fresh} == {3}
+    assert (successes, failures, pending) == (0, len(watch.exchanges), 0)
+    in_order(watch.exchanges, "/hello?never-row=")
+    say(
+        f"flow information never: {len(watch.exchanges)} exchanges without it, deferred failures {failures}, "
+        f"order kept; delivered after {waited[0]:.1f} to {waited[-1]:.1f} ms, "
+        f"median {waited[len(waited) // 2]:.1f} ms"
+    )
+    assert waited[-1] <= DELIVERY_MS
