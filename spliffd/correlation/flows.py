@@ -32,6 +32,10 @@ Together this costs 0.5 us an exchange in place of 2.7."""
 
 BUSY_NS: Final = 20_000_000
 
+LAG_NS: Final = 10_000_000
+"""How much of a worker's own delay is taken off the time that an exchange waits: 20 ms are left of 30. A
+worker rests 2 ms; one that is further behind cannot keep to 50 ms by not waiting."""
+
 _BUCKETS_NS: Final = tuple(int(bound * 1e9) for bound in CORRELATION_BUCKETS)
 
 Finished = tuple[Connection, HttpExchange, int, int]
@@ -216,8 +220,12 @@ def forget(connection: Connection) -> None:
 
 
 def _completed(exchange: HttpExchange, now: int) -> int:
-    """When an exchange was complete; one that never became so is as complete as it gets now."""
+    """When an exchange was complete; one that never became so is as complete as it gets now.
+
+    A worker that is behind sees it late. Then it counts as complete ``LAG_NS`` ago: what is late on the same
+    busy host gets its time.
+    """
     response = exchange.response
     if exchange.state is COMPLETE and response is not None:
-        return min(response.end_ns, now)
+        return max(min(response.end_ns, now), now - LAG_NS)
     return now

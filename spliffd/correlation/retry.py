@@ -88,7 +88,10 @@ class RetryQueue:
         return True
 
     def retry(self, now: int, look: Callable[[Connection], bool]) -> list[Left]:
-        """A batch: looks for every connection that has an attempt due, once each."""
+        """A batch: looks for every connection that has an attempt due, once each.
+
+        A worker that was kept from running makes up for its attempts one batch after the other.
+        """
         left: list[Left] = []
         if now < self.next_ns:
             return left
@@ -103,7 +106,7 @@ class RetryQueue:
             if known:
                 continue
             slot.attempts += 1
-            if slot.attempts >= ATTEMPTS or now >= slot.since_ns + DELAYS_NS[-1]:
+            if slot.attempts >= ATTEMPTS:
                 left += self._leave(connection, slot.number, now, found=False)
             else:
                 slot.due_ns = slot.since_ns + DELAYS_NS[slot.attempts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from wire_records import SERVER, Stage, Tls, flow, get, ok
 
-from spliffd.correlation.flows import BUSY_NS, BUSY_REFRESH, FRESH_NS
+from spliffd.correlation.flows import BUSY_NS, BUSY_REFRESH, FRESH_NS, LAG_NS
 from spliffd.correlation.retry import DELAYS_NS, NEVER, SLOTS
 from spliffd.kernel import records
 
@@ -272,14 +272,17 @@ def test_shutdown_lets_everything_go_after_a_last_look(stage):
     assert stage.count("deferred_pending") == 0
 
 
-def test_a_worker_that_is_behind_keeps_nobody_longer(stage):
-    """The record is older than all attempts together: one more look, and it goes."""
+def test_what_a_worker_sees_late_gets_its_time_all_the_same(stage):
+    """The host was busy: what makes the worker late makes the flow late."""
     tls = Tls()
     tls.now = stage.now - 200 * MS
     stage.handle(tls.sent(get()), tls.received(ok()))
-    stage.now += 3 * MS
-    stage.engine.retry(stage.now)
-    assert [(wire, attempts) for wire, attempts, _ in stage.told.joins] == [("", 1)]
+    for _ in range(2):
+        stage.engine.retry(stage.now)
+    assert stage.told.exchanges == []
+    assert stage.engine.waiting.next_ns == stage.now - LAG_NS + DELAYS_NS[-1]
+    pass_time(stage, 50 * MS)
+    assert stage.told.joins == [("", 3, DELAYS_NS[-1])]
 
 
 def test_times_from_the_future_wait_no_longer(stage):

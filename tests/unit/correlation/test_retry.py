@@ -146,11 +146,15 @@ def test_a_full_queue_takes_no_more(queue, look):
     assert not queue.put(late, HttpExchange(), START)
 
 
-def test_a_queue_that_was_not_asked_for_long_gives_up_at_once(queue, look):
+def test_a_queue_that_was_not_asked_for_long_makes_up_for_its_attempts(queue, look):
     owner = connection()
     put(queue, owner)
-    (left,) = queue.retry(START + 300 * MS, look)
-    assert (left.attempts, left.found) == (1, False)
+    late = START + 300 * MS
+    assert queue.retry(late, look) == []
+    assert queue.next_ns < late  # the next batch comes at once
+    assert queue.retry(late, look) == []
+    (left,) = queue.retry(late, look)
+    assert (left.attempts, left.found, left.waited_ns) == (3, False, 300 * MS)
 
 
 def test_release_and_flush_empty_it_in_order(queue, look):
@@ -246,7 +250,8 @@ class Simulation(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.now += 50 * MS
-        self.left(self.queue.retry(self.now, self.looks))
+        for _ in range(ATTEMPTS):
+            self.left(self.queue.retry(self.now, self.looks))
         assert self.went == self.came
         assert self.queue.busy == 0
 
