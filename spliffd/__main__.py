@@ -11,12 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from spliffd import __version__, config, journal
-from spliffd.errors import SpliffError, UsageError
 from spliffd.lean import without
 
 with without("ssl"):  # asyncio's TLS streams: 4.5 MiB of OpenSSL in root's process, where nothing speaks TLS
     import asyncio
+from spliffd import __version__, config, journal
+from spliffd.errors import SpliffError, UsageError
+
 
 EXAMPLES = """\
 examples:
