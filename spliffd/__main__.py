@@ -18,7 +18,6 @@ with without("ssl"):  # asyncio's TLS streams: 4.5 MiB of OpenSSL in root's proc
 from spliffd import __version__, config, journal
 from spliffd.errors import SpliffError, UsageError
 
-
 EXAMPLES = """\
 examples:
   sudo spliffd                           the whole host, in the foreground
