@@ -59,6 +59,7 @@ class Decoder:
         "entries",
         "largest",
         "limit",
+        "nameless",
         "oversize_updates",
         "size",
         "table_size",
@@ -76,6 +77,8 @@ class Decoder:
         """Where eviction begins."""
         self.limit = MAX_TABLE if joined else DEFAULT_TABLE
         """What the peer of the encoder allows the table to grow to (SETTINGS_HEADER_TABLE_SIZE)."""
+        self.nameless = False
+        """Whether ``entries`` may hold some whose names are not known."""
         self.unknown = 0
         """Fields of the last block that are not known, or not known in full."""
         self.broken = False
@@ -91,6 +94,7 @@ class Decoder:
         self.entries.clear()
         self.size = 0
         self.largest = 0
+        self.nameless = False
         self.table_size = MAX_TABLE
 
     def decode(self, block: bytes) -> Headers:
@@ -103,6 +107,8 @@ class Decoder:
             self.broken = not self._read(block, headers)
         except IndexError:  # behind the last byte: cheaper than to ask before each one
             self.broken = True
+        if self.nameless:
+            self.unknown = sum([name is UNKNOWN for name, _ in headers])
         if self.broken:
             self.bad_blocks += 1
             self.lose()
@@ -197,6 +203,8 @@ class Decoder:
             if insert:
                 length = len(name) + len(value) + 32
                 entries.append(field)
+                if name is UNKNOWN:
+                    self.nameless = True
                 self.size += length
                 if length > self.largest:  # noqa: PLR1730 - max() costs three times as much
                     self.largest = length

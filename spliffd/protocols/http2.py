@@ -182,7 +182,7 @@ class Http2(Reader):
         self._give_up_kept(side)
         self.resyncs += 1
         side.phase = frames.SEARCH
-        search = Search(side.offset + size, is_response=side.is_response, fresh=True)
+        search = Search(side.offset + size, self.streams, is_response=side.is_response, fresh=True)
         self._searches[side.is_response] = search
         side.trust = 0
         side.decoder.lose()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from spliffd.protocols import http2_frames as frames
 from spliffd.protocols.http2_frames import HEADER_SIZE, Side
 from spliffd.protocols.http2_streams import Streams
-from spliffd.protocols.messages import TRUNCATED, HttpExchange
+from spliffd.protocols.messages import GAP, TRUNCATED, HttpExchange
 
 
 class Blocks:
@@ -105,6 +105,8 @@ class Blocks:
         if flaw:
             self.broken_blocks += 1
             decoder.lose()
+            if side.cut[1]:
+                streams.loss[side.is_response] = GAP
         elif decoder.broken:
             self.broken_blocks += 1
             flaw = TRUNCATED

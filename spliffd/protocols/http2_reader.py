@@ -16,8 +16,8 @@ from typing import Final
 
 from spliffd.protocols import http2_frames as frames
 from spliffd.protocols.http2_blocks import Blocks
-from spliffd.protocols.http2_frames import FRAME_HEADER, HEADER_SIZE, Side, plausible
-from spliffd.protocols.http2_search import Search
+from spliffd.protocols.http2_frames import FRAME_HEADER, HEADER_SIZE, Side
+from spliffd.protocols.http2_search import Search, believable
 from spliffd.protocols.messages import TRUNCATED, HttpExchange
 
 REQUEST: Final = 0
@@ -44,7 +44,9 @@ class Reader(Blocks):
         """How often frame boundaries were lost and had to be searched."""
         self.garbage_bytes = 0
         """Bytes that belong to no frame."""
-        self._searches = [Search(0, is_response=side.is_response, fresh=True) for side in self._sides]
+        self._searches = [
+            Search(0, self.streams, is_response=side.is_response, fresh=True) for side in self._sides
+        ]
         """By direction; meant only while its phase is SEARCH."""
         self.control_frames = 0
         """SETTINGS, PING, PRIORITY, WINDOW_UPDATE, GOAWAY and extension frames; floods show here."""
@@ -56,6 +58,8 @@ class Reader(Blocks):
             phase = side.phase
             if phase == frames.FRAME:
                 pos = self._read_frame(side, data, pos, now)
+                if side.trust < frames.TRUSTED and not side.buffer and side.phase != frames.SEARCH:
+                    side.trust += 1  # once a frame, also when it came in pieces
             elif phase == frames.BODY:
                 pos = self._read_body(side, data, pos, now)
             elif phase == frames.SKIP:
@@ -81,10 +85,10 @@ class Reader(Blocks):
             return side.keep(data, pos, HEADER_SIZE, now)
         high, low, kind, flags, stream_id = FRAME_HEADER.unpack_from(data, pos)
         length: int = high << 8 | low
-        if side.trust < frames.TRUSTED:
-            if not plausible(length, kind, flags, stream_id, is_response=side.is_response):
-                return self._lose(side, pos, size)
-            side.trust += 1
+        if side.trust < frames.TRUSTED and not believable(
+            self.streams, length, kind, flags, stream_id, is_response=side.is_response
+        ):
+            return self._lose(side, pos, size)
         stream_id &= 0x7FFFFFFF
         if not stream_id and kind in _STREAM_FRAMES:
             return self._lose(side, pos, size)
@@ -107,9 +111,8 @@ class Reader(Blocks):
             return start + length
         if side.in_block:
             self._break_block(side, TRUNCATED)
-        if kind != frames.RST_STREAM:
-            self.control_frames += 1
         if kind not in _READ_FRAMES or length > frames.MAX_SETTINGS:
+            self.control_frames += 1
             side.frame_ns = 0
             return self._skip(side, start, length)
         if size - start < length:
@@ -117,7 +120,9 @@ class Reader(Blocks):
         side.frame_ns = 0
         if kind == frames.RST_STREAM:
             self.streams.reset(stream_id, int.from_bytes(data[start : start + 4]))
-        elif kind == frames.SETTINGS:
+            return start + length
+        self.control_frames += 1
+        if kind == frames.SETTINGS:
             if not flags & frames.ACK:
                 self._read_settings(side, data[start : start + length])
         elif side.is_response and length >= 8:
@@ -207,13 +212,12 @@ class Reader(Blocks):
 
     def _read_preface(self, side: Side, data: bytes, pos: int, now: int) -> int:
         preface = frames.PREFACE
-        here = data[pos : pos + len(preface)]
-        if here == preface:
+        if len(data) - pos < len(preface):
+            return side.keep(data, pos, len(preface), now)
+        if data.startswith(preface, pos):
             side.phase = frames.FRAME
             side.frame_ns = 0
             return pos + len(preface)
-        if preface.startswith(here):
-            return side.keep(data, pos, len(preface), now)
         return self._lose(side, pos, len(data))
 
     def _lose(self, side: Side, pos: int, size: int) -> int:
@@ -228,7 +232,9 @@ class Reader(Blocks):
         offset = side.offset - (size - pos)
         self.streams.lose(offset, 0, is_response=side.is_response)
         self.garbage_bytes += 1
-        self._searches[side.is_response] = Search(offset + 1, is_response=side.is_response, fresh=False)
+        self._searches[side.is_response] = Search(
+            offset + 1, self.streams, is_response=side.is_response, fresh=False
+        )
         return pos + 1
 
     def _search(self, side: Side, data: bytes, pos: int) -> tuple[bytes, int]:

@@ -4,11 +4,13 @@ Takes bytes of one direction and says from where on they are frames again. What 
 bytes alone, never on how they were cut. Keeps at most twice SEARCH_KEEP; never raises.
 
 Right behind a loss a frame often begins, because what is lost is whole records, and writers put whole frames
-into them. There one plausible header of anything but DATA is enough. Anywhere else a candidate must
+into them. There one plausible header is enough, of DATA only for an open stream. Anywhere else a candidate
+must
 
 * be followed by as many plausible headers, each where the last one's length says, as the reader wants
   before it trusts (``TRUSTED``), or
-* be a HEADERS frame whose block begins with fields that only that direction sends, and decodes.
+* be, or lead to, a HEADERS frame whose block begins with fields that only that direction sends, and
+  decodes.
 
 A chance of some 10^-7 per random position remains for the first rule; what reads on checks further headers
 and searches again if they fail.
@@ -23,6 +25,7 @@ from typing import Final
 from spliffd.protocols import http2_frames as frames
 from spliffd.protocols.hpack import Decoder
 from spliffd.protocols.http2_frames import HEADER_SIZE, plausible, read_header
+from spliffd.protocols.http2_table import StreamTable
 
 MAX_TRIALS: Final = 16
 """Header blocks decoded on trial for one search: 1 ms each at worst. Then only rows of headers count."""
@@ -47,14 +50,37 @@ _PREFACE: Final = -2
 _TRIAL: Final = -3
 
 
+def believable(
+    streams: StreamTable, length: int, kind: int, flags: int, stream_id: int, *, is_response: bool
+) -> bool:
+    """Whether a peer would send this frame here. Zeros are common and must not look like frames."""
+    if not plausible(length, kind, flags, stream_id, is_response=is_response):
+        return False
+    if kind == frames.DATA and not length and not flags:
+        return False  # allowed and of no use
+    return not stream_id or streams.credible(stream_id, is_response=is_response)
+
+
 class Search:
     """One search, from where frames were lost. Offsets count from the beginning of the direction."""
 
-    __slots__ = ("_events", "_scanned", "_trials", "base", "buffer", "fresh", "is_response", "start")
+    __slots__ = (
+        "_events",
+        "_scanned",
+        "_trials",
+        "base",
+        "buffer",
+        "fresh",
+        "is_response",
+        "start",
+        "streams",
+    )
 
-    def __init__(self, start: int, *, is_response: bool, fresh: bool) -> None:
+    def __init__(self, start: int, streams: StreamTable, *, is_response: bool, fresh: bool) -> None:
         self.start = start
         """Where it began."""
+        self.streams = streams
+        """Which streams there can be."""
         self.is_response = is_response
         self.fresh = fresh
         """Whether ``start`` stands right behind a loss, or where we joined."""
@@ -110,14 +136,18 @@ class Search:
             length, kind, flags, stream_id = read_header(self.buffer, at - self.base)
             if fitting == _TRIAL:
                 if self._try(at, length, flags):
-                    return start
+                    # Rows that pass through a frame that is certain are certain too.
+                    following = at + HEADER_SIZE + length
+                    return min([start, *[event[1] for event in events if event[2] == following]])
                 continue
             if fitting == _FRESH and self.buffer.startswith(frames.PREFACE[:HEADER_SIZE]):
                 heapq.heappush(events, (start + len(frames.PREFACE), start, at, _PREFACE))
                 continue
-            if not plausible(length, kind, flags, stream_id, is_response=self.is_response):
+            if not believable(self.streams, length, kind, flags, stream_id, is_response=self.is_response):
                 continue
-            if fitting == frames.TRUSTED - 1 or (fitting == _FRESH and kind != frames.DATA):
+            if fitting == frames.TRUSTED - 1 or (
+                fitting == _FRESH and (kind != frames.DATA or stream_id in self.streams.open)
+            ):
                 return start
             following = at + HEADER_SIZE + length
             if following + HEADER_SIZE - start <= SEARCH_KEEP:

@@ -34,6 +34,8 @@ MAX_ENDED: Final = 4096
 """Stream ids remembered that ended before their time: frames that were on their way belong to nothing."""
 MAX_GOAWAYS: Final = 8
 """GOAWAY frames acted upon; a graceful end takes two. Each looks at all streams."""
+MAX_UNSEEN: Final = 1 << 17
+"""How far beyond the latest stream known a stream id can be: 65,536 requests in one gap."""
 SILENCE_NS: Final = 60_000_000_000
 """A response that may have lost its end comes out after a minute without a frame: longer than proxies let an
 idle answer be."""
@@ -192,6 +194,16 @@ class StreamTable:
         self._requests_sure = True
         self.loss[0] = ""
 
+    def credible(self, stream_id: int, *, is_response: bool) -> bool:
+        """Whether a frame found by search can be of that stream: it is open, or could have been opened."""
+        if stream_id in self.open:
+            return True
+        if not stream_id & 1:
+            return is_response and bool(self.loss[1]) and stream_id <= MAX_UNSEEN
+        if is_response and not self.loss[0]:
+            return stream_id <= self._highest + 2 * MAX_STREAMS
+        return stream_id <= self._highest + MAX_UNSEEN or (self._joined and not self._highest)
+
     def _stray(self, size: int) -> None:
         self.stray_frames += 1
         self.stray_bytes += size
@@ -225,7 +237,7 @@ class StreamTable:
                 return
         elif not request.finished and not stream.request_lost:
             return
-        self._emit(stream, early=request is None)
+        self._emit(stream, early=request is None or not request.finished)
 
     def _emit(self, stream: Stream, *, early: bool = False) -> None:
         """The exchange is out; ``early``: frames for it may still be on their way."""
