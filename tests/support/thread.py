@@ -35,7 +35,9 @@ class Stage:
     servers: tuple[Nginx, ...] = ()
 
     def start(self, config: str = "", **options) -> Daemon:
-        """Starts the daemon in ``near``."""
+        """Starts the daemon in ``near``; one that runs already is stopped."""
+        if self.daemon is not None and self.daemon.process.poll() is None:
+            self.daemon.stop()
         self.daemon = Daemon(self.lab, namespace=self.near, config=config, **options)
         return self.daemon
 
