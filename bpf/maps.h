@@ -20,6 +20,7 @@
  * | cookies   | struct flow_key -> struct flow_cookie | 65,536 | close of the socket; LRU beyond     |
  * | flows     | socket cookie -> struct flow     | 32,768 | supervisor, 10 s after close; LRU beyond |
  * | blank     | 0 -> struct flow, all zero       | 1      | nobody                                   |
+ * | interfaces | ifindex -> struct interface_count, per CPU | 4,096 | supervisor, with the interface     |
  */
 #pragma once
 
@@ -37,6 +38,7 @@
 #define MAP_COOKIES MAP(1011)
 #define MAP_FLOWS MAP(1012)
 #define MAP_BLANK MAP(1013) /* what a new entry of `flows` is copied from: too large for the stack */
+#define MAP_INTERFACES MAP(1014) /* the supervisor makes the entries of interfaces that have a hook */
 
 #define SCOPE_SLOTS 16
 #define COUNTER_SLOTS 64 /* for each processor */
@@ -112,6 +114,13 @@ struct flow_cookie {
   u32 owners;
 };
 _Static_assert(sizeof(struct flow_cookie) == 32, "maps.py counts on it");
+
+/* What the hooks of an interface saw, ours or not. */
+struct interface_count {
+  u64 packets;
+  u64 bytes;
+};
+_Static_assert(sizeof(struct interface_count) == 16, "interfaces/counts.py counts on it");
 
 #define HOPS 4 /* a container's veth, bridge, tunnel and physical interface */
 

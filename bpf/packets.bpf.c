@@ -220,6 +220,16 @@ static __always_inline bool same_tuple(struct flow *flow, struct flow_key *key) 
          flow->remote_port == key->remote_port && flow->family == key->family;
 }
 
+/* Cookie of the TCP socket that a packet still carries: its sender's, in whatever namespace. 0 when it
+ * carries none, or another (a tun device's own, a request that is no socket yet). */
+static __always_inline u64 carried_cookie(struct __sk_buff *skb) {
+  struct bpf_sock *sk = skb->sk;
+  if (!sk)
+    return 0;
+  sk = bpf_sk_fullsock(sk);
+  return sk && sk->protocol == IPPROTO_TCP ? bpf_get_socket_cookie(skb) : 0;
+}
+
 /* Gives the packet to the connection whose end `packet->key` is now, if it is one of ours. */
 static __always_inline u32 claim(void *ctx, bool xdp, u32 hook, bool egress, struct packet *packet, u32 direction,
                                  u32 ifindex, u64 netns_cookie) {
@@ -228,7 +238,7 @@ static __always_inline u32 claim(void *ctx, bool xdp, u32 hook, bool egress, str
   if (!entry)
     return PACKET_FORWARDED;
   u64 cookie = entry->cookie;
-  u64 carried = !xdp && direction == SENT ? bpf_get_socket_cookie(ctx) : 0;
+  u64 carried = !xdp && direction == SENT ? carried_cookie(ctx) : 0;
   bool alone = entry->owners == 1;
   if (alone && carried && carried != cookie)
     return PACKET_FOREIGN; /* the same tuple in a namespace that is out of scope */
@@ -299,6 +309,11 @@ static __always_inline void see(void *ctx, bool xdp, u32 hook, bool egress, bool
   if (!settings || !settings->enabled)
     return;
   u32 outcome = parse(ctx, xdp, ethernet, packet);
+  struct interface_count *seen = bpf_map_lookup_elem(MAP_INTERFACES, &ifindex);
+  if (seen) {
+    seen->packets += packet->segments ? packet->segments : 1;
+    seen->bytes += packet->length;
+  }
   if (outcome == PACKET_OWN) {
     if (!packet->segments) /* left to be computed by whoever cuts it up */
       packet->segments = gso_size ? (packet->payload + gso_size - 1) / gso_size : 1;

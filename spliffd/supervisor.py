@@ -92,7 +92,11 @@ class Supervisor:
         self.inspector = Inspector(uid, gid)
         self.libraries = Libraries(self.config, self.kernel, self.inspector, self.area.supervisor)
         self.interfaces = Interfaces(
-            self.config.interfaces, self.kernel.programs.fd, self.area.supervisor, self._tell_workers
+            self.config.interfaces,
+            self.kernel.programs.fd,
+            self.kernel.maps.fd["interfaces"],
+            self.area.supervisor,
+            self._tell_workers,
         )
         self._rings = Rings(self.kernel.maps, self.config.capture, self._give_ring)
         self._queries = Queries(
@@ -239,7 +243,7 @@ class Supervisor:
     def _linked(self, child: Child) -> None:
         """A child has come up: give it what it starts with, and data links as soon as both ends are there."""
         if child is not self.api:
-            child.send(self.interfaces.names())
+            child.send(self.interfaces.names.message())
         pairs = [(n, w) for n, w in enumerate(self.workers) if w is child or child is self.api]
         for number, worker in pairs:
             if not (worker.ready.is_set() and self.api.ready.is_set()):

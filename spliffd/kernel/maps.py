@@ -32,6 +32,7 @@ NUMBERS = {
     1011: "cookies",
     1012: "flows",
     1013: "blank",
+    1014: "interfaces",
 }
 
 SCOPE_SLOTS = 16
@@ -46,6 +47,9 @@ COOKIES = 65536
 FLOWS = 32768
 """Live TCP connections in scope and those closed within 10 s: more than a host's 28,232 ephemeral ports to
 one destination, and as many as the TLS objects that can be told apart. 12 MiB of kernel memory."""
+INTERFACES = 4096
+"""Interfaces with a hook: a host with a thousand containers has two for each."""
+INTERFACE_COUNT = 16
 PROCESS_RING_BYTES = 256 << 10
 """Exec events: 8,192 of them while the supervisor is busy."""
 
@@ -84,6 +88,9 @@ class Maps:
             "speakers": make(bpf.MAP_LRU_HASH, 4, 8, SPEAKERS, name="speakers"),
             "cookies": make(bpf.MAP_LRU_HASH, FLOW_KEY, FLOW_VALUE, COOKIES, name="cookies"),
             "flows": make(bpf.MAP_LRU_HASH, 8, FLOW_SIZE, FLOWS, name="flows"),
+            "interfaces": make(
+                bpf.MAP_PERCPU_HASH, 4, INTERFACE_COUNT, INTERFACES, bpf.F_NO_PREALLOC, "interfaces"
+            ),
             "blank": make(bpf.MAP_ARRAY, 4, FLOW_SIZE, 1, name="blank"),
         }
         self.netns_cookie = netns_cookie()

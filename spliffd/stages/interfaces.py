@@ -28,11 +28,14 @@ from spliffd import config, ipc
 from spliffd.counters import HOOK_MODES, Region
 from spliffd.errors import FailedError
 from spliffd.interfaces import devices, policy
+from spliffd.interfaces.counts import Counts
 from spliffd.interfaces.devices import Device
 from spliffd.interfaces.hooks import Hook, Hooks
+from spliffd.interfaces.names import Names
 from spliffd.interfaces.policy import Plan
 from spliffd.journal import logger
 from spliffd.kernel import rtnetlink
+from spliffd.kernel.maps import INTERFACES
 from spliffd.stages.capture import Feature
 
 log = logger("interfaces")
@@ -42,12 +45,9 @@ Result = TypeVar("Result")
 RETRY_SECONDS = (0.1, 0.5, 2.0, 10.0, 60.0)
 """Delay before the n-th new attempt; the last one repeats: what keeps refusing is asked once a minute."""
 
-MAX_INTERFACES = 4096
-"""Interfaces in the table: a host with a thousand containers has two for each, and two fds go with each. One
-more is not hooked and counted (`interface_table_full`); the next that goes makes room for it."""
-
-MAX_GONE = 1024
-"""Names kept of interfaces that are gone: those of a burst of containers, until their last exchanges."""
+MAX_INTERFACES = INTERFACES
+"""Interfaces in the table; two fds go with each. One more is not hooked, and counted
+(`interface_table_full`); the next that goes makes room for it."""
 
 BUFFER_BYTES = 4 << 20
 """Of the event socket: 1,000 messages (four for each new veth). Beyond, the table is read anew."""
@@ -58,9 +58,6 @@ interface: when more than these wait (0.13 s), filters do until the rush is over
 
 CALM_SECONDS = 0.02
 """Pause between promotions: the lock of the kernel's interfaces is free for more than half of the time."""
-
-TELL_SECONDS = 0.005
-"""How long names wait for more of them; a first exchange takes longer than that to be finished."""
 
 FIRST_ATTACH_SECONDS = 2.0
 """How long the start waits for the interfaces that are there; 100 of them take so long."""
@@ -79,6 +76,8 @@ class Entry(msgspec.Struct):
     retry: asyncio.TimerHandle | None = None
     suspect: bool = False
     """Its hook may be gone: to be looked at."""
+    counted: bool = False
+    """Whether its packets are counted: from the first hook on, through all changes of hook."""
 
 
 class Interfaces:
@@ -88,19 +87,20 @@ class Interfaces:
         self,
         settings: config.Interfaces,
         programs: Mapping[str, int],
+        counts_fd: int,
         counters: Region,
         publish: Callable[[ipc.Interfaces], None],
         buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
         self._settings = settings
         self._counters = counters
-        self._publish = publish
         self._hooks = Hooks(programs)
+        self._counts = Counts(counts_fd)
+        self.names = Names(publish)
         # Subscribed before the table is read: nothing falls in between.
         self._events = rtnetlink.Events(rtnetlink.GROUP_LINK, buffer_bytes)
         self._thread = ThreadPoolExecutor(1, "interfaces")
         self.table: dict[int, Entry] = {}
-        self._gone: dict[int, str] = {}
         self._urgent: dict[int, None] = {}
         self._later: dict[int, None] = {}
         self._provisional: dict[int, None] = {}
@@ -109,7 +109,6 @@ class Interfaces:
         """Hooks whose interface has left the table, to be detached."""
         self._lost = False
         self._full = False
-        self._telling: asyncio.TimerHandle | None = None
         self._working: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -153,21 +152,20 @@ class Interfaces:
             self._forget(index)
         for hook in self._orphans:
             await self._detach(hook)
-        if self._telling is not None:
-            self._telling.cancel()
+        self.names.close()
         self._thread.shutdown()
         self._hooks.close()
         self._events.close()
 
     # ---- what is asked ------------------------------------------------------------------------
 
-    def names(self) -> ipc.Interfaces:
-        """Names by index, with those of interfaces that vanished lately."""
-        return ipc.Interfaces(self._gone | {index: e.device.name for index, e in self.table.items()})
+    def seen(self, index: int) -> tuple[int, int]:
+        """Packets and bytes that the hooks of an interface saw."""
+        return self._counts.get(index)
 
     def feature(self) -> Feature:
         """How packets are seen, for `spliffctl status`."""
-        counts = [f"{count} on {hook} {mode}" for (hook, mode), count in self._counts().items() if count]
+        counts = [f"{count} on {hook} {mode}" for (hook, mode), count in self._tally().items() if count]
         if self._settings.mode == "off":
             return Feature("packets", "degraded", "packet hooks are switched off in the configuration")
         failed = sum(1 for entry in self.table.values() if entry.error)
@@ -177,7 +175,7 @@ class Interfaces:
             "packets", "degraded" if failed else "ok", "interfaces: " + (", ".join(counts) or "none")
         )
 
-    def _counts(self) -> dict[tuple[str, str], int]:
+    def _tally(self) -> dict[tuple[str, str], int]:
         counts = dict.fromkeys(HOOK_MODES, 0)
         for entry in self.table.values():
             if entry.hook is not None:
@@ -220,13 +218,11 @@ class Interfaces:
                 return
             plan = policy.plan(device, self._settings)
             entry = self.table[device.ifindex] = Entry(device, plan, self._settings.mode)
-            self._gone.pop(device.ifindex, None)
+            self.names.set(device.ifindex, device.name)
             self._mark(entry)
-            self._tell_soon()
             return
         changed = device != entry.device
-        if device.name != entry.device.name:
-            self._tell_soon()
+        self.names.set(device.ifindex, device.name)
         came_up = device.is_up and not entry.device.is_up
         entry.device = device
         if suspect or came_up:
@@ -243,12 +239,12 @@ class Interfaces:
         self._provisional.pop(index, None)
         if entry.retry is not None:
             entry.retry.cancel()
+        if entry.counted:
+            self._counts.stop(index)
         if entry.hook is not None:
             self._orphans.append(entry.hook)
             entry.hook = None
-        self._gone[index] = entry.device.name
-        if len(self._gone) > MAX_GONE:
-            del self._gone[next(iter(self._gone))]
+        self.names.remove(index)
         if self._full:  # there is room now for one that was left out
             self._full = False
             self._lost = True
@@ -261,15 +257,6 @@ class Interfaces:
             self._urgent[index] = None
         elif index not in self._urgent:
             self._later[index] = None
-
-    def _tell_soon(self) -> None:
-        """Names to the workers: many changes, one message."""
-        if self._telling is None and not self._closing:
-            self._telling = asyncio.get_running_loop().call_later(TELL_SECONDS, self._tell)
-
-    def _tell(self) -> None:
-        self._telling = None
-        self._publish(self.names())
 
     # ---- the work -----------------------------------------------------------------------------
 
@@ -345,6 +332,9 @@ class Interfaces:
         if plan.hook == policy.OFF or self.table.get(device.ifindex) is not entry:
             return
         try:
+            if not entry.counted:
+                self._counts.start(device.ifindex)
+                entry.counted = True
             hurry = len(self._urgent) + len(self._later) >= HURRY_ABOVE
             made = await self._in_thread(lambda: self._hooks.attach(device.ifindex, plan, hurry=hurry))
         except (OSError, KeyError) as error:
@@ -385,7 +375,7 @@ class Interfaces:
         await self._in_thread(lambda: self._hooks.detach(hook))
 
     def _count(self) -> None:
-        for (hook, mode), count in self._counts().items():
+        for (hook, mode), count in self._tally().items():
             self._counters.set(f"interfaces_{hook}_{mode}", count)
 
     async def _in_thread(self, do: Callable[[], Result]) -> Result:

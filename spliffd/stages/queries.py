@@ -87,7 +87,7 @@ class Queries:
         wanted = frozenset(spliff_pb2.ListFlowsRequest.FromString(payload).pids)
         return flow_list.response(
             read_flows(self._kernel.maps.fd["flows"]),
-            self._hooked.names().names,
+            self._hooked.names.message().names,
             lambda _cookie, flow: flow.tgid,
             wanted,
             time.time_ns() - time.monotonic_ns(),
@@ -101,7 +101,9 @@ class Queries:
 
     def _interfaces(self, _payload: bytes) -> bytes:
         return spliff_pb2.ListInterfacesResponse(
-            interfaces=[interface(entry) for entry in self._hooked.table.values()]
+            interfaces=[
+                interface(entry, *self._hooked.seen(index)) for index, entry in self._hooked.table.items()
+            ]
         ).SerializeToString()
 
     def _set_debug(self, payload: bytes) -> bytes:
@@ -136,7 +138,7 @@ def library(probed: Probed) -> spliff_pb2.Library:
     )
 
 
-def interface(entry: Entry) -> spliff_pb2.Interface:
+def interface(entry: Entry, packets: int, size: int) -> spliff_pb2.Interface:
     """One line of `spliffctl interfaces`."""
     hook, device = entry.hook, entry.device
     return spliff_pb2.Interface(
@@ -145,6 +147,8 @@ def interface(entry: Entry) -> spliff_pb2.Interface:
         hook=hook.kind if hook else "NONE",
         mode=hook.mode if hook else "",
         reason=entry.error or (hook.reason if hook else entry.plan.reason),
+        packets=packets,
+        bytes=size,
     )
 
 

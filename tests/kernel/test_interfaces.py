@@ -235,6 +235,8 @@ def test_a_foreign_xdp_program_stays(net, ns):
     assert netlinks.interface(theirs) == ns.index("v0")
     shown = json.loads(run("ip", "-n", ns.name, "-j", "-d", "link", "show", "v0"))[0]["xdp"]
     with Monitor(ns, mode="xdp") as monitor:
+        monitor.wait_hooked("v1", hook="XDP")
+        monitor.wait_hooked("v0", "lo")
         found = monitor.table()
         assert (found["v0"]["hook"], found["v0"]["mode"]) == ("TC", "tcx")
         assert found["v0"]["reason"] == "XDP is in use by another program"
@@ -332,10 +334,10 @@ def test_clsact_sees_both_ways_and_leaves_nothing(net, ns):
 
 def test_a_killed_daemon_leaves_no_link(net, ns):
     ns.ip("link add v0 type veth peer name v1")
-    monitor = Monitor(ns, mode="xdp")
-    monitor.wait_hooked("v0", "v1", hook="XDP")
-    own = held([monitor.process.pid])
-    monitor.kill()
+    with Monitor(ns, mode="xdp") as monitor:
+        monitor.wait_hooked("v0", "v1", hook="XDP")
+        own = held([monitor.process.pid])
+        monitor.kill()
     wait_for(lambda: not own & existing(), what="links and programs gone")
     assert qdiscs(ns) == []
     assert "xdp" not in json.loads(run("ip", "-n", ns.name, "-j", "-d", "link", "show", "v0"))[0]
@@ -344,19 +346,25 @@ def test_a_killed_daemon_leaves_no_link(net, ns):
 def test_filters_of_a_killed_daemon_are_removed_by_the_next_not_those_of_a_living_one(net, ns):
     ns.ip("link add v0 type veth peer name v1")
     ns.tc("qdisc add dev v1 clsact")
-    dead = Monitor(ns, mode="clsact")
-    dead.wait_hooked("v0", "v1")
-    living = Monitor(ns, mode="clsact", include=["v0"])
-    living.wait_hooked("v0")
-    dead.kill()
-    assert len(filters(ns, "v0")) == 2
+    with (
+        Monitor(ns, mode="clsact") as dead,
+        Monitor(ns, mode="clsact", include=["v0"]) as living,
+    ):
+        dead.wait_hooked("v0", "v1")
+        living.wait_hooked("v0")
+        dead.kill()
+        assert len(filters(ns, "v0")) == 2
+        successor(ns)
+        assert living.stop() == ""
+    assert filters(ns, "v0") == filters(ns, "v0", "egress") == []
+
+
+def successor(ns: Namespace) -> None:
     with Monitor(ns, mode="tc") as monitor:
         assert len(filters(ns, "v0")) == 1
         assert filters(ns, "v1") == []
         assert sorted(qdiscs(ns)) == ["v0", "v1"]  # v1's was there before
         assert "removed filters" in monitor.stop()
-    assert living.stop() == ""
-    assert filters(ns, "v0") == filters(ns, "v0", "egress") == []
 
 
 def test_settings_take_effect_at_once(net, ns):

@@ -25,7 +25,7 @@ NAMES = [f"{hook}_l{layer}" for hook in ("xdp", "tc_ingress", "tc_egress", "xdp_
 
 
 class Monitor:
-    """The monitor in ``namespace``, configured by ``settings``; leaving it stops the monitor politely."""
+    """The monitor in ``namespace``, configured by ``settings``; leaving it kills the monitor unless ``stop`` came first."""
 
     def __init__(self, namespace: Namespace, **settings: Any) -> None:
         self.namespace = namespace
@@ -37,14 +37,18 @@ class Monitor:
             cwd=REPOSITORY,
             text=True,
         )
-        self.ask("ready")
+        try:
+            self.ask("ready")
+        except BaseException:
+            self.kill()
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.stop()
+        if not self.process.stdin.closed:
+            self.kill()
 
     def ask(self, what: str, argument: Any = None) -> Any:
         """One question, one answer."""
@@ -76,9 +80,10 @@ class Monitor:
     def stop(self) -> str:
         """Ends it as the supervisor does; returns what it logged."""
         self.process.stdin.close()
-        assert self.process.wait(60) == 0, self.process.stderr.read()
+        code = self.process.wait(60)
         log = self.process.stderr.read()
         self._close()
+        assert code == 0, log
         return log
 
     def kill(self) -> None:
@@ -102,7 +107,7 @@ async def _serve(settings: dict[str, Any]) -> None:
 
     programs = {}
     for name in NAMES:
-        xdp = name.startswith("xdp")
+        xdp = name.startswith("xdp_l")
         kind, code = (bpf.PROG_XDP, PASS_XDP) if xdp else (bpf.PROG_SCHED_CLS, PASS_TC)
         programs[name] = bpf.prog_load(kind, code, name)
     buffer = settings.pop("buffer_bytes", BUFFER_BYTES)
