@@ -21,8 +21,9 @@ MAX_GIVEN: Final = 4096
 """Flows remembered as given away. A closed one fits nothing that begins later, so it is the live ones of
 processes whose sockets nobody names that count: few."""
 
-FlowsOf = Callable[[int, int], Sequence[tuple[int, Flow]] | None]
-"""Flows by cookie of a process (tgid), read no earlier than a time (ktime); None: not now, ask again."""
+FlowsOf = Callable[[int, int, str], Sequence[tuple[int, Flow]] | None]
+"""Flows by cookie of a process (tgid), read no earlier than a time (ktime), for a TLS connection of a role;
+None: not now, ask again."""
 
 NOTHING, PERHAPS, GIVEN = range(3)
 """No flow can be this connection's; one may be later; it has one."""
@@ -42,7 +43,7 @@ class Claims:
         talk = talk_of(connection)
         if talk is None:
             return NOTHING
-        flows = self._flows_of(connection.process[0], connection.last_ns)
+        flows = self._flows_of(connection.process[0], connection.last_ns, talk.role)
         if flows is None:
             return PERHAPS
         taken: set[int] = set()

@@ -40,13 +40,13 @@ class Owners:
             loop.call_later(max(0.0, self._not_before - time.monotonic()), self._run)
 
     def _run(self) -> None:
-        began = time.monotonic()
+        spent = time.thread_time()  # a busy host makes no run dearer
         try:
             self._enter()
         except OSError as error:
             log.debug("owners of sockets are not known", error=str(error))
-        ended = time.monotonic()
-        self._not_before = ended + max(LEAST_PAUSE_SECONDS, PAUSE_FACTOR * (ended - began))
+        pause = max(LEAST_PAUSE_SECONDS, PAUSE_FACTOR * (time.thread_time() - spent))
+        self._not_before = time.monotonic() + pause
         asking, self._asking = self._asking, []
         for child in asking:
             child.send(ipc.OwnersEntered())

@@ -11,11 +11,13 @@ Never writes.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from spliffd.kernel import bpf
 from spliffd.kernel.flows import FLOW_SIZE, KEY_SIZE, SHARED, Flow, unpack_flow
+from spliffd.kernel.records import ROLES
 
 BATCH: Final = 1024
 """Entries of one system call."""
@@ -30,20 +32,30 @@ ASK_AGAIN_NS: Final = 1_000_000_000
 """A question that a busy supervisor did not take is put again."""
 
 _OWNER_AT: Final = 16
-_OWNER = struct.Struct("=Q47xBI")
-"""closed_ns, flags, tgid."""
+_OWNER = struct.Struct("=Q45xBxBI")
+"""closed_ns, role, flags, tgid."""
 
 
 class ProcessFlows:
-    """``clock`` gives ktime; ``ask`` asks the supervisor to enter owners, which ``owners_entered`` ends."""
+    """``ask`` asks the supervisor to enter owners, which ``owners_entered`` ends.
 
-    def __init__(self, fd: int, clock: Callable[[], int], ask: Callable[[], None]) -> None:
+    ``clock`` gives ktime, ``cpu`` the CPU time of this thread, both in ns: a busy host makes no reading dearer.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        clock: Callable[[], int],
+        ask: Callable[[], None],
+        cpu: Callable[[], int] = time.thread_time_ns,
+    ) -> None:
         self._fd = fd
         self._clock = clock
+        self._cpu = cpu
         self._ask = ask
         self._by_owner: dict[int, list[tuple[bytes, bytes]]] = {}
-        self._unknown = 0
-        """Live flows whose owner is not entered."""
+        self._unknown = self._unknown_opened = 0
+        """Live flows whose owner is not entered, and those of them that were not accepted."""
         self._read_ns = -1
         self._next_ns = 0
         self._asked_ns = -ASK_AGAIN_NS
@@ -55,11 +67,16 @@ class ProcessFlows:
         self._asked_ns = -ASK_AGAIN_NS
         self._read_ns = -1
 
-    def __call__(self, pid: int, not_before_ns: int) -> Sequence[tuple[int, Flow]] | None:
-        """Flows of ``pid`` as they were at ``not_before_ns`` or later; None where that is to come."""
+    def __call__(self, pid: int, not_before_ns: int, role: str) -> Sequence[tuple[int, Flow]] | None:
+        """Flows of ``pid`` as they were at ``not_before_ns`` or later; None where that is to come.
+
+        ``role`` is that of the TLS connection: a client's flow was opened by somebody, who is known from the
+        start, so it need not wait for the owners of accepted ones, of which a busy server always has new.
+        """
         if self._read_ns < not_before_ns and not self._read():
             return None
-        if self._unknown and self._owners_ns < not_before_ns:
+        unknown = self._unknown_opened if role == "client" else self._unknown
+        if unknown and self._owners_ns < not_before_ns:
             now = self._clock()
             if now - self._asked_ns > ASK_AGAIN_NS:
                 self._asked_ns = now
@@ -70,26 +87,27 @@ class ProcessFlows:
         ]
 
     def _read(self) -> bool:
-        began = self._clock()
+        began, spent = self._clock(), self._cpu()
         if began < self._next_ns:
             return False
         found: dict[int, list[tuple[bytes, bytes]]] = {}
-        unknown = 0
+        unknown = opened = 0
         after = b""
         try:
             while True:
                 entries, after = bpf.map_lookup_batch(self._fd, after, KEY_SIZE, FLOW_SIZE, BATCH)
                 for entry in entries:
-                    closed, flags, owner = _OWNER.unpack_from(entry[1], _OWNER_AT)
+                    closed, role, flags, owner = _OWNER.unpack_from(entry[1], _OWNER_AT)
                     if owner:
                         found.setdefault(owner, []).append(entry)
                     elif not closed and not flags & SHARED:
                         unknown += 1
+                        opened += ROLES[role : role + 1] != ("server",)
                 if not after:
                     break
         except OSError:
             found = {}  # refused (before 5.19): no process has any
-        self._by_owner, self._unknown = found, unknown
+        self._by_owner, self._unknown, self._unknown_opened = found, unknown, opened
         self._read_ns = began
-        self._next_ns = began + max(LEAST_PAUSE_NS, PAUSE_FACTOR * (self._clock() - began))
+        self._next_ns = began + max(LEAST_PAUSE_NS, PAUSE_FACTOR * (self._cpu() - spent))
         return True

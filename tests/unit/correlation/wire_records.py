@@ -98,7 +98,7 @@ class Stage:
         flow = self.flows.get(cookie)
         return flow.hops if flow else ()
 
-    def flows_of(self, pid: int, not_before: int) -> list[tuple[int, Flow]] | None:
+    def flows_of(self, pid: int, not_before: int, role: str) -> list[tuple[int, Flow]] | None:
         self.asked.append((pid, not_before))
         if not_before > self.read:
             return None

@@ -21,18 +21,18 @@ class Table:
     def __init__(self, monkeypatch) -> None:
         self.entries: dict[int, bytes] = {}
         self.now = 1_000 * MS
-        self.took = 0
+        self.took = self.spent = 0
         self.readings = 0
         self.asked = 0
         self.refused = False
         monkeypatch.setattr(bpf, "map_lookup_batch", self.batch)
-        self.of = ProcessFlows(4711, lambda: self.now, self.ask)
+        self.of = ProcessFlows(4711, lambda: self.now, self.ask, lambda: self.spent)
 
     def ask(self) -> None:
         self.asked += 1
 
-    def put(self, cookie: int, owner: int, *, closed: int = 0, flags: int = 0) -> None:
-        value = _FLOW.pack(1, 2, closed, 3, b"", b"", 1025, 443, 4, 1, 0, flags, owner, 1, 0, 0)
+    def put(self, cookie: int, owner: int, *, closed: int = 0, flags: int = 0, role: int = 0) -> None:
+        value = _FLOW.pack(1, 2, closed, 3, b"", b"", 1025, 443, 4, role, 0, flags, owner, 1, 0, 0)
         self.entries[cookie] = value.ljust(FLOW_SIZE, b"\0")
 
     def batch(self, fd, after, key_size, value_size, room):
@@ -43,14 +43,15 @@ class Table:
         if not at:
             self.readings += 1
             self.now += self.took
+            self.spent += self.took
         found = [
             (cookie.to_bytes(8, "little"), value) for cookie, value in list(self.entries.items())[at : at + 2]
         ]
         at += 2
         return found, b"" if at >= len(self.entries) else at.to_bytes(8, "little")
 
-    def cookies(self, pid: int, not_before: int | None = None) -> list[int] | None:
-        found = self.of(pid, self.now if not_before is None else not_before)
+    def cookies(self, pid: int, not_before: int | None = None, role: str = "") -> list[int] | None:
+        found = self.of(pid, self.now if not_before is None else not_before, role)
         return None if found is None else [cookie for cookie, flow in found if flow.tgid == pid]
 
 
@@ -106,6 +107,25 @@ def test_owners_that_are_not_known_are_asked_for_once(table):
     table.now += LEAST_PAUSE_NS
     assert table.cookies(7, asked_at) == [11]
     assert table.asked == 1
+
+
+def test_a_client_does_not_wait_for_who_accepted_what(table):
+    table.put(11, 0, role=2)
+    table.put(12, 7, role=1)
+    assert table.cookies(7, role="client") == [12]
+    assert table.asked == 0
+    assert table.cookies(7, role="server") is None
+    assert table.cookies(7, role="") is None
+    assert table.asked == 1
+
+
+def test_a_host_that_is_busy_makes_no_reading_dearer(table):
+    table.put(11, 7)
+    assert table.cookies(7) == [11]
+    table.now += 50 * MS  # the worker was not let near a processor
+    assert table.cookies(7) == [11]
+    table.now += LEAST_PAUSE_NS
+    assert table.cookies(7) == [11]
 
 
 def test_owners_that_nobody_knows_keep_nobody_waiting(table):
