@@ -300,7 +300,12 @@ def _last_ns(stream: Stream) -> int:
 def _count_messages(stream: Stream) -> None:
     facts = stream.exchange.grpc
     assert facts is not None
-    if stream.request_messages is not None:
-        facts.request_messages = stream.request_messages.count
-    if stream.response_messages is not None:
-        facts.response_messages = stream.response_messages.count
+    sent, received = stream.request_messages, stream.response_messages
+    if sent is not None:
+        facts.request_messages = sent.count
+        facts.request_message_bytes = sent.size
+        facts.compressed_messages = sent.compressed
+    if received is not None:
+        facts.response_messages = received.count
+        facts.response_message_bytes = received.size
+        facts.compressed_messages += received.compressed

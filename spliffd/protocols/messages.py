@@ -219,10 +219,13 @@ class GrpcFacts:
     """What a gRPC call adds to its exchange; fields as in message Grpc of proto/spliff.proto."""
 
     __slots__ = (
+        "compressed_messages",
         "encoding",
         "message",
         "method",
+        "request_message_bytes",
         "request_messages",
+        "response_message_bytes",
         "response_messages",
         "service",
         "status",
@@ -235,6 +238,11 @@ class GrpcFacts:
         self.message = ""
         self.request_messages = 0
         self.response_messages = 0
+        self.request_message_bytes = 0
+        """What the prefixes of the messages add up to; compressed ones count as sent."""
+        self.response_message_bytes = 0
+        self.compressed_messages = 0
+        """Of both directions."""
         self.encoding = ""
 
 
