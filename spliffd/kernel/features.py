@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 from spliffd.doctor import Check, State
-from spliffd.kernel import bpf
+from spliffd.kernel import bpf, netlinks
 from spliffd.kernel.btf import Btf
 from spliffd.kernel.compile import BTF_PATH, TYPED_TRACEPOINTS
 
@@ -62,5 +62,32 @@ def sockets() -> Check:
     return Check("sockets", State.OK, "sock_send_length, sock_recv_length")
 
 
-CHECKS: tuple[Callable[[], Check], ...] = (programs, attach, sockets)
+def packets() -> Check:
+    """XDP programs, and TC with links (6.6) or clsact filters. Attaches to nothing."""
+    programs: list[int] = []
+    try:
+        for kind in (bpf.PROG_XDP, bpf.PROG_SCHED_CLS):
+            programs.append(bpf.prog_load(kind, _RETURN_0, "spliff_probe"))  # noqa: PERF401 - closed below
+        tcx = netlinks.has_tcx(programs[1])
+    except OSError as error:
+        return Check(
+            "packets",
+            State.DEGRADED,
+            f"the kernel refuses packet programs: {error.strerror}",
+            "run as root, with CAP_NET_ADMIN; the rest works without packets",
+        )
+    finally:
+        for fd in programs:
+            os.close(fd)
+    if tcx:
+        return Check("packets", State.OK, "TCX links, XDP links")
+    return Check(
+        "packets",
+        State.DEGRADED,
+        "clsact filters, which stay behind a killed daemon until its next start",
+        "kernel 6.6 or newer",
+    )
+
+
+CHECKS: tuple[Callable[[], Check], ...] = (programs, attach, sockets, packets)
 """For `doctor.main(extra=...)`."""

@@ -83,9 +83,14 @@ def tcx_placeholder() -> int:
 
 
 def has_tcx(prog_fd: int) -> bool:
-    """Whether the kernel knows TCX links, asked by way of an interface that cannot be."""
+    """Whether the kernel knows TCX links (6.6), asked by way of an interface that cannot be.
+
+    Raises PermissionError where links to interfaces are refused altogether.
+    """
     try:
         bpf.link_create(prog_fd, 0x7FFFFFFF, bpf.ATTACH_TCX_INGRESS)
+    except PermissionError:
+        raise
     except OSError as error:
         return error.errno == errno.ENODEV
     return True
