@@ -39,7 +39,7 @@ _OWNER = struct.Struct("=Q45xBxBI")
 class ProcessFlows:
     """``ask`` asks the supervisor to enter owners, which ``owners_entered`` ends.
 
-    ``clock`` gives ktime, ``cpu`` the CPU time of this thread, both in ns: a busy host makes no reading dearer.
+    ``clock`` gives ktime, ``cpu`` this thread's CPU time, both in ns: a busy host makes no reading dearer.
     """
 
     def __init__(
