@@ -186,12 +186,13 @@ static __always_inline void add_packet(void *ctx, bool xdp, u32 hook, struct flo
       taken = __sync_val_compare_and_swap(place, 0ULL, here); /* another processor may be faster */
       if (!taken) {
         hop->first_ns = now;
-        flow->hops = i + 1;
         taken = here;
       }
     }
     if (taken != here)
       continue;
+    if (flow->hops <= i) /* looked at with each packet: two processors may have set it at once */
+      flow->hops = i + 1;
     u64 bytes = packet->length + (u64)(packet->segments - 1) * packet->payload_at;
     if (direction == SENT) {
       __sync_fetch_and_add(&hop->packets[SENT], packet->segments);

@@ -85,6 +85,7 @@ SUPERVISOR: tuple[str, ...] = (
     "interface_overruns",
     "interface_table_full",
     "flows",
+    "flows_evicted",
     *(f"map_{kind}_{table}" for kind in ("entries", "capacity") for table in TABLES),
 )
 

@@ -66,6 +66,7 @@ LOSSES: tuple[Loss, ...] = (
     Loss("kernel", "conn_table_full", "kernel", "conn_table_full", None),
     Loss("kernel", "cookie_table_full", "kernel", "cookie_table_full", None),
     Loss("kernel", "flow_table_full", "kernel", "flow_table_full", None),
+    Loss("kernel", "flow_evicted", "supervisor", "flows_evicted", None),
     Loss("worker", "gap", "worker", "gaps", "gap_bytes"),
     Loss("worker", "conn_evicted", "worker", "connections_evicted", None),
     Loss("worker", "body_shed", "worker", None, "body_bytes_shed"),
@@ -318,6 +319,7 @@ def _host(readings: Readings) -> list[Family]:
                 for kind in counters.PACKET_OUTCOMES
             ],
         ),
+        _counter("spliff_flows_total", "TCP connections in scope ever seen.", kernel["flows_made"]),
         _counter(
             "spliff_flows_without_hop_total",
             "Packets on more interfaces than one connection is followed over.",

@@ -310,6 +310,7 @@ class Supervisor:
             alive = [child.ping(self._pings) for child in (*self.workers, self.api)]
             if all(alive):
                 self._notify.watchdog()
+            self.area.supervisor.set("flows_evicted", self.kernel.sweep())
             self.occupancy.look()
             facts = self._facts_of_health()
             if facts != told:  # adding up all series takes milliseconds, most of what an idle daemon costs

@@ -4,7 +4,8 @@ Takes the fd of the ``flows`` map; returns ``Flow`` values by socket cookie. Wor
 by a read-only fd, the supervisor reads all of them for `spliffctl flows` and removes those that closed a
 while ago: closing keeps an entry, so that the exchange that ended with it still finds it. Entries are made
 by the programs only. Times are ktime (CLOCK_MONOTONIC) ns; the 32,768 entries of the map are least recently
-used first out, which the kernel does not count: how full the map is shows before that happens.
+used first out. The kernel does not count that, but what was made and is neither there nor removed was
+evicted.
 """
 
 from __future__ import annotations
@@ -143,29 +144,49 @@ def read_flows(fd: int) -> list[tuple[int, Flow]]:
             return list(found.items())
 
 
+class Swept(NamedTuple):
+    """What a look over all flows found."""
+
+    removed: int
+    """Closed ones that were removed, in all."""
+    evicted: int
+    """Those that had to give way to others because the map was full, in all."""
+
+
 class Sweeper:
-    """Removes what closed over LINGER_NS ago; costs nothing while nothing closes."""
+    """Removes what closed over LINGER_NS ago, and finds out what the kernel evicted.
 
-    def __init__(self, fd: int) -> None:
+    Costs nothing while nothing closes: the map is read only when the kernel's counters say that something
+    closed, or that it may have filled up.
+    """
+
+    def __init__(self, fd: int, room: int) -> None:
         self._fd = fd
-        self._closings = 0
-        self._pending = False
+        self._room = room
+        self._seen = (0, 0)
+        self._waiting = False
+        self._swept = Swept(0, 0)
 
-    def sweep(self, closings: int, now_ns: int) -> int:
-        """Removes closed flows and returns how many flows are left, or -1 when nobody needed to look.
+    def sweep(self, made: int, closed: int, now_ns: int) -> Swept:
+        """Removes what closed over LINGER_NS before ``now_ns`` (CLOCK_MONOTONIC); raises OSError.
 
-        ``closings`` is the kernel's counter of closed sockets, ``now_ns`` CLOCK_MONOTONIC. As long as it
-        stands still and nothing closed is waiting, the map is not read.
+        ``made`` and ``closed`` are the kernel's counters ``flows_made`` and ``sockets_closed``, just read.
         """
-        if closings == self._closings and not self._pending:
-            return -1
-        self._closings = closings
-        self._pending = False
-        left = 0
+        filled = made - self._seen[0] > self._room // 2
+        if closed == self._seen[1] and not self._waiting and not filled:
+            return self._swept
+        self._seen = (made, closed)
+        self._waiting = False
+        removed, present = self._swept.removed, 0
         for cookie, flow in read_flows(self._fd):
+            present += 1
             if flow.closed_ns and now_ns - flow.closed_ns > LINGER_NS:
                 bpf.map_delete(self._fd, cookie.to_bytes(KEY_SIZE, "little"))
-                continue
-            left += 1
-            self._pending = self._pending or bool(flow.closed_ns)
-        return left
+                removed += 1
+                present -= 1
+            elif flow.closed_ns:
+                self._waiting = True
+        # Those made since the counter was read hide as many evictions until the next time.
+        evicted = max(self._swept.evicted, made - removed - present)
+        self._swept = Swept(removed, evicted)
+        return self._swept

@@ -66,7 +66,13 @@ class Programs:
         """Why sockets older than the daemon cannot be found; empty when they can."""
         self._compiled = compiled
         self._maps = maps
+        self._load_typed()
+        # The verifier takes a tenth of a second for some: those that are not needed are left out.
+        spare = {"socket_sent_raw", "socket_received_raw"} if self.typed_sockets else set()
+        spare |= {"state_changed_raw"} if self.typed_states else set()
         for name, kind in _KINDS.items():
+            if name in spare:
+                continue
             attach = bpf.ATTACH_NONE
             if kind == bpf.PROG_KPROBE and self.uprobe_multi:
                 attach = bpf.ATTACH_UPROBE_MULTI
@@ -81,27 +87,31 @@ class Programs:
                     f"the kernel refused the eBPF program {name}: {error}: {error.log}",
                     "run `spliffd doctor`; if it finds nothing, please report this",
                 ) from None
-        self.typed_sockets = self._load_typed(
-            {"socket_sent": "sock_send_length", "socket_received": "sock_recv_length"}
-        )
-        self.typed_states = self._load_typed({"state_changed": STATE_TRACEPOINT})
         self._load_seeding()
 
     def _load(self, name: str, kind: int, attach: int, btf_id: int = 0, flags: int = 0) -> int:
         code = relocate(self._compiled.code[name], self._maps)
         return bpf.prog_load(kind, code, name, attach, btf_id, flags)
 
-    def _load_typed(self, wanted: dict[str, str]) -> bool:
-        """Typed tracepoint programs by tracepoint, where the kernel has them (6.3) and allows them.
+    def _load_typed(self) -> None:
+        """Typed tracepoint programs, where the kernel has the tracepoints and allows them.
 
-        False when it does not: the plain ones serve then, and `spliffd doctor` shows which.
+        Where it does not, the plain ones serve; `spliffctl status` shows which.
         """
-        ids = self._compiled.tracepoints
-        if not all(name in ids for name in wanted.values()):
+        self.typed_sockets = all(
+            [
+                self._load_tracepoint("socket_sent", "sock_send_length"),
+                self._load_tracepoint("socket_received", "sock_recv_length"),
+            ]
+        )
+        self.typed_states = self._load_tracepoint("state_changed", STATE_TRACEPOINT)
+
+    def _load_tracepoint(self, name: str, tracepoint: str) -> bool:
+        btf_id = self._compiled.tracepoints.get(tracepoint)
+        if btf_id is None:
             return False
         try:
-            for name, tracepoint in wanted.items():
-                self.fd[name] = self._load(name, bpf.PROG_TRACING, bpf.ATTACH_RAW_TP, ids[tracepoint])
+            self.fd[name] = self._load(name, bpf.PROG_TRACING, bpf.ATTACH_RAW_TP, btf_id)
         except OSError:
             return False
         return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -20,8 +21,9 @@ from spliffd.errors import FailedError, HostError, UsageError
 from spliffd.journal import logger
 from spliffd.kernel import compile as compiler
 from spliffd.kernel import links, runs
+from spliffd.kernel.flows import Sweeper
 from spliffd.kernel.loader import Programs
-from spliffd.kernel.maps import MAX_UIDS, SCOPE_SLOTS, Maps
+from spliffd.kernel.maps import FLOWS, MAX_UIDS, SCOPE_SLOTS, Maps
 
 log = logger("capture")
 
@@ -102,6 +104,7 @@ class Kernel:
             raise HostError(
                 "the kernel refuses to make eBPF maps", "run as root; `spliffd doctor` says what is missing"
             ) from None
+        self._sweeper = Sweeper(self.maps.fd["flows"], FLOWS)
         self._attached: list[links.Attached] = []
         self._sock_ops_attached = False
         self._write_scope(enabled=False)
@@ -180,6 +183,18 @@ class Kernel:
     def _seed(self) -> str:
         self.enter_owners()
         return f"{self.maps.counters.get('sockets_seeded')} seeded from the descriptors of all processes"
+
+    def sweep(self) -> int:
+        """Removes flows that closed a while ago; returns how many the kernel has evicted for want of room."""
+        counters = self.maps.counters
+        try:
+            swept = self._sweeper.sweep(
+                counters.get("flows_made"), counters.get("sockets_closed"), time.monotonic_ns()
+            )
+        except OSError as error:  # no batches before 5.6: then the least recently used give way
+            log.debug("flows are not swept", error=str(error))
+            return 0
+        return swept.evicted
 
     def _attach_sock_ops(self) -> str:
         fds = self._scope.cgroups
