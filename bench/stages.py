@@ -19,6 +19,7 @@ from bench.generator import Run, load, open_flows
 from bench.report import Figure
 from spliffd import ipc
 from spliffd.correlation.engine import Engine
+from spliffd.correlation.flows import Kernel
 from spliffd.counters import Area
 from spliffd.kernel.flows import Flow
 from spliffd.kernel.maps import Maps
@@ -43,7 +44,7 @@ def nobody(*_: object) -> None:
     """No supervisor to ask."""
 
 
-def no_flows(_pid: int, _not_before: int) -> list[tuple[int, Flow]]:
+def no_flows(_pid: int, _not_before: int, _role: str) -> list[tuple[int, Flow]]:
     """Every socket is named here."""
     return []
 
@@ -61,9 +62,8 @@ class Stage:
             maker.demand = ipc.Demand(
                 int(watched), bodies=False, body_limit=0, handshakes=False, messages=False
             )
-            self.engine = Engine(
-                maker, area.workers[number], 0, Tables(0, 0, maps.to_look["flows"]).hops, no_flows
-            )
+            kernel = Kernel(Tables(0, 0, maps.to_look["flows"]).hops, no_flows, lambda: True)
+            self.engine = Engine(maker, area.workers[number], 0, kernel)
             self.engine.interfaces({1: "lo"})
 
     def consume(self) -> float:

@@ -72,6 +72,7 @@ class Bench:
         self.maps = Maps(1, RING_MIB << 20)
         open_flows(self.maps.fd["flows"])
         self.area = Area.create()
+        self.area.supervisor.set("interfaces_TC_tcx", 1)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         user = pwd.getpwnam("nobody")
         arguments = {

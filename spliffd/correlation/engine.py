@@ -13,10 +13,10 @@ import mmap
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from spliffd.correlation.claims import Claims, FlowsOf
+from spliffd.correlation.claims import Claims
 from spliffd.correlation.connection import NO_BYTES, RAW, Connection, OnBody
 from spliffd.correlation.facts import ConnectionFacts
-from spliffd.correlation.flows import Finished, Join, Look, forget, look_anew
+from spliffd.correlation.flows import Finished, Join, Kernel, forget, look_anew
 from spliffd.counters import LIBRARIES, METHODS, PROTOCOLS, Region, exchange_slot
 from spliffd.kernel import records
 from spliffd.protocols.messages import COMPLETE, HttpExchange
@@ -67,13 +67,10 @@ class Engine:
     """All connections of one ring shard.
 
     ``began_ns`` is when this worker started (ktime): connections older than that are joined in the
-    middle. ``counters`` is this worker's region; hot counters are added to in place. ``look`` finds the
-    flow of a socket, ``flows_of`` those of a process.
+    middle. ``counters`` is this worker's region; hot counters are added to in place.
     """
 
-    def __init__(
-        self, receiver: Receiver, counters: Region, began_ns: int, look: Look, flows_of: FlowsOf
-    ) -> None:
+    def __init__(self, receiver: Receiver, counters: Region, began_ns: int, kernel: Kernel) -> None:
         self._receiver = receiver
         self._counters = counters
         self._words = counters.words
@@ -87,8 +84,8 @@ class Engine:
         self._n_incomplete = index("exchanges_incomplete")
         self._n_gaps, self._n_gap_bytes = index("gaps"), index("gap_bytes")
         self.wants_chunks = False
-        self._claims = Claims(flows_of)
-        self._join = Join(counters, look, self._claim)
+        self._claims = Claims(kernel.flows_of)
+        self._join = Join(counters, kernel, self._claim)
         self.waiting = self._join.queue
         """The exchanges that wait for their flow; for looking only."""
         self._done: list[Finished] = []
@@ -162,7 +159,7 @@ class Engine:
         self._deliver(self._join.retry(now))
 
     def interfaces(self, names: dict[int, str]) -> None:
-        """The interfaces whose packets are seen, by index: all connections are looked up anew."""
+        """The names of interfaces by index: all connections are looked up anew."""
         self._join.interfaces(names)
         for connection in self.connections.values():
             look_anew(connection)

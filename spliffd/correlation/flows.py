@@ -13,9 +13,9 @@ Does no I/O itself and reads no clock. Never loses an exchange, never changes th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
-from spliffd.correlation.claims import GIVEN, PERHAPS
+from spliffd.correlation.claims import GIVEN, PERHAPS, FlowsOf
 from spliffd.correlation.connection import Connection
 from spliffd.correlation.retry import NEVER, Left, RetryQueue
 from spliffd.counters import CORRELATION_BUCKETS, Region
@@ -44,8 +44,21 @@ Finished = tuple[Connection, HttpExchange, int, int]
 Look = Callable[[int], tuple[Hop, ...]]
 """Where packets of a socket, by its cookie, were seen so far."""
 
+
+class Kernel(NamedTuple):
+    """What is asked of the kernel's tables, and how."""
+
+    look: Look
+    flows_of: FlowsOf
+    hooked: Callable[[], bool]
+    """Whether any interface has a packet hook now: without one nobody's packets are waited for."""
+
+
 Claim = Callable[[Connection], int]
 """Finds a socket for a connection that none was named for: NOTHING, PERHAPS or GIVEN of ``claims``."""
+
+HOOKED_AGAIN_NS: Final = 1_000_000_000
+"""Without hooks it is seen this often whether there are some now: they are to serve within a second."""
 
 CLAIM_AGAIN_NS: Final = 100_000_000
 """A connection that could not be given a socket is tried again so often: its flow may fit alone by then."""
@@ -54,9 +67,10 @@ CLAIM_AGAIN_NS: Final = 100_000_000
 class Join:
     """What stands between the parsers and the delivery. ``queue`` is for looking only."""
 
-    def __init__(self, counters: Region, look: Look, claim: Claim) -> None:
+    def __init__(self, counters: Region, kernel: Kernel, claim: Claim) -> None:
         self.queue = RetryQueue()
-        self._look_up = look
+        self._look_up = kernel.look
+        self._hooked = kernel.hooked
         self._claim = claim
         self._names: dict[int, str] = {}
         self._now = 0
@@ -71,7 +85,7 @@ class Join:
         self._words[self._n_pending] = 0  # what a worker before this one held is gone
 
     def interfaces(self, names: dict[int, str]) -> None:
-        """The interfaces by index; none at all means that no packet is seen."""
+        """The interfaces by index."""
         self._names = names
 
     def admit(self, finished: list[Finished], now: int, *, busy: bool) -> list[Finished]:
@@ -145,9 +159,6 @@ class Join:
                     return False
                 connection.fresh_until_ns = self._now + CLAIM_AGAIN_NS
                 return True
-        if not self._names:
-            connection.fresh_until_ns = NEVER
-            return True
         if self._look(connection):
             return True
         if connection.given_up:
@@ -159,11 +170,12 @@ class Join:
         facts = connection.facts
         if not facts.socket_cookie and self._claim(connection) != GIVEN:
             return False
-        if not self._names:
-            return True
         hops = self._look_up(facts.socket_cookie)
         if not hops:
-            return False
+            if self._hooked():
+                return False
+            connection.fresh_until_ns = self._now + HOOKED_AGAIN_NS
+            return True
         connection.fresh_until_ns = self._now + FRESH_NS
         names = self._names
         path = [

@@ -7,6 +7,7 @@ record read. The fds on the command line are the only things it has to do with t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import signal
@@ -16,14 +17,15 @@ import time
 import setproctitle
 
 from spliffd import ipc, privileges
-from spliffd.correlation.flows import Look
+from spliffd.correlation.flows import Kernel, Look
 from spliffd.counters import Area
 from spliffd.errors import UsageError
 from spliffd.kernel.maps import open_armed, open_counters
 from spliffd.kernel.ring import Ring
 from spliffd.worker import faults
 from spliffd.worker.loop import Loop
-from spliffd.worker.tables import Tables
+from spliffd.worker.process_flows import ProcessFlows
+from spliffd.worker.tables import Hooked, Tables
 
 
 def main() -> int:
@@ -53,7 +55,8 @@ def main() -> int:
     ring = Ring(args.ring_fd, args.ring_bytes)
     armed = open_armed(args.armed_fd, args.shards)
     kernel = open_counters(args.kernel_counters_fd)
-    counters = Area(args.counters_fd).workers[args.number]
+    area = Area(args.counters_fd)
+    counters = area.workers[args.number]
     control = socket.socket(fileno=args.control_fd)
     control.setblocking(False)
     privileges.drop(args.uid, args.gid)
@@ -72,7 +75,14 @@ def main() -> int:
         journal.logger("worker").warning(
             "a fault for tests is on: flow information comes late", milliseconds=os.environ[faults.FLOW_DELAY]
         )
-    loop = Loop(args.number, ring, armed, control, counters, kernel, tables, look, args.flows_fd)
+
+    def ask_owners() -> None:
+        with contextlib.suppress(BlockingIOError):  # the supervisor is busy: it is asked again
+            control.send(ipc.encode(ipc.EnterOwners()))
+
+    flows_of = ProcessFlows(args.flows_fd, time.monotonic_ns, ask_owners)
+    looks = Kernel(look, flows_of, Hooked(area.supervisor))
+    loop = Loop(args.number, ring, armed, control, counters, kernel, tables, looks, flows_of.owners_entered)
     control.send(ipc.encode(ipc.Ready()))
     gc.collect()
     gc.freeze()  # what was imported never becomes garbage: keep it out of every later collection

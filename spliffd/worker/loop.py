@@ -13,21 +13,20 @@ reads the flag, and poll() looks at the ring after the flag is set.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 from spliffd import ipc
 from spliffd.correlation.engine import Engine
 from spliffd.correlation.facts import ConnectionFacts
-from spliffd.correlation.flows import Look
+from spliffd.correlation.flows import Kernel
 from spliffd.counters import Region
 from spliffd.kernel.ring import Ring
 from spliffd.worker.output import Output
-from spliffd.worker.process_flows import ProcessFlows
 from spliffd.worker.receiver import FrameMaker
 from spliffd.worker.tables import Tables
 
@@ -78,8 +77,8 @@ class Loop:
         counters: Region,
         kernel: Region,
         tables: Tables,
-        look: Look,
-        flows_fd: int,
+        looks: Kernel,
+        owners_entered: Callable[[], None],
     ) -> None:
         self._number = number
         self._ring = ring
@@ -93,8 +92,8 @@ class Loop:
         """Rings that take the place of the present one, one after the other, when it is empty."""
         self._output = Output(counters)
         self._maker = FrameMaker(self._output, counters, number, self._who)
-        self._process_flows = ProcessFlows(flows_fd, time.monotonic_ns, self._ask_owners)
-        self._engine = Engine(self._maker, counters, time.monotonic_ns(), look, self._process_flows)
+        self._owners_entered = owners_entered
+        self._engine = Engine(self._maker, counters, time.monotonic_ns(), looks)
         self._processes: OrderedDict[tuple[int, int], tuple[int, ipc.ProcessFacts | None]] = OrderedDict()
         self._running = True
         self._demanded = False
@@ -274,7 +273,7 @@ class Loop:
                 case ipc.Interfaces(names):
                     self._engine.interfaces(names)
                 case ipc.OwnersEntered():
-                    self._process_flows.owners_entered()
+                    self._owners_entered()
                 case ipc.Watched():
                     self._output.acknowledge()
                 case _:
@@ -339,10 +338,6 @@ class Loop:
             return  # the supervisor is busy: the next connection asks again
         self._processes[pid, start_ns] = (exec_id, None)
         self._await_facts(pid, start_ns)
-
-    def _ask_owners(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # the supervisor is busy: it is asked again
-            self._control.send(ipc.encode(ipc.EnterOwners()))
 
     def _await_facts(self, pid: int, start_ns: int) -> None:
         """After an answer that took too long none is waited for until one comes: the ring must not fill."""

@@ -10,6 +10,7 @@ Never writes.
 from __future__ import annotations
 
 from spliffd.correlation.connection import Connection
+from spliffd.counters import HOOK_MODES, Region
 from spliffd.kernel import bpf
 from spliffd.kernel.flows import Hop, HopLookup
 from spliffd.kernel.maps import CONN_VALUE
@@ -17,6 +18,18 @@ from spliffd.kernel.records import KEY_BYTES
 
 _OBJECT_BYTES = 24
 """struct conn_key: all of a connection's key but the generation."""
+
+
+class Hooked:
+    """Whether any interface has a packet hook: the supervisor counts them in memory that all share."""
+
+    def __init__(self, supervisor: Region) -> None:
+        self._words = supervisor.words
+        self._slots = [supervisor.index(f"interfaces_{hook}_{mode}") for hook, mode in HOOK_MODES]
+
+    def __call__(self) -> bool:
+        """Whether there is one now."""
+        return any(self._words[slot] for slot in self._slots)
 
 
 class Tables:

@@ -19,6 +19,7 @@ TC = 2
 def stage() -> Stage:
     stage = Stage()
     stage.engine.interfaces({1: "lo"})
+    stage.hooked = True
     stage.now = 1_000 * MS
     return stage
 
@@ -64,7 +65,7 @@ def test_the_only_flow_of_a_process_is_given(stage):
 
 
 def test_without_hooks_it_is_given_all_the_same(stage):
-    stage.engine.interfaces({})
+    stage.hooked = False
     stage.flows[55] = opened(stage)
     tls = nameless()
     exchange(stage, tls)
@@ -125,7 +126,7 @@ def test_flows_that_cannot_be_read_yet_are_waited_for(stage):
     stage.read = stage.now
     pass_time(stage, 5 * MS)
     assert stage.told.joins == [("TC", 1, DELAYS_NS[0])]
-    assert stage.asked[-1] == (PID, stage.told.exchanges[0].response.end_ns)
+    assert stage.asked[-1] == (PID, stage.told.exchanges[0].response.end_ns, "client")
 
 
 def test_what_another_connection_has_is_not_given(stage):

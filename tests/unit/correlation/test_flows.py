@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from wire_records import SERVER, Stage, Tls, flow, get, ok
 
-from spliffd.correlation.flows import BUSY_NS, BUSY_REFRESH, FRESH_NS, LAG_NS
+from spliffd.correlation.flows import BUSY_NS, BUSY_REFRESH, FRESH_NS, HOOKED_AGAIN_NS, LAG_NS
 from spliffd.correlation.retry import DELAYS_NS, NEVER, SLOTS
 from spliffd.kernel import records
 
@@ -19,6 +19,7 @@ NAMES = {1: "lo", 2: "eth0", 7: "wg0"}
 def stage() -> Stage:
     stage = Stage()
     stage.engine.interfaces(NAMES)
+    stage.hooked = True
     stage.now = 1_000 * MS
     return stage
 
@@ -162,27 +163,31 @@ def test_a_full_queue_does_not_change_the_order(stage):
 
 
 def test_without_hooks_nobody_waits(stage):
-    stage.engine.interfaces({})
-    exchange(stage, Tls(1))
-    assert stage.told.joins == [("", 0, 0)]
-    assert (stage.looks, stage.engine.waiting.next_ns) == (0, NEVER)
+    stage.hooked = False
+    tls = Tls()
+    exchange(stage, tls)
+    exchange(stage, tls)
+    assert stage.told.joins == [("", 0, 0)] * 2
+    assert (stage.looks, stage.engine.waiting.next_ns) == (1, NEVER)
     assert stage.count("deferred_failures") == 0
 
+    stage.hooked = True  # from now on there are
     stage.flows[COOKIE] = flow((1, TC, 9))
-    stage.engine.interfaces(NAMES)  # from now on there are
-    tls = Tls(2)
+    stage.now += HOOKED_AGAIN_NS
     exchange(stage, tls)
-    assert wires(stage) == ["", "TC"]
+    assert wires(stage) == ["", "", "TC"]
 
 
-def test_interfaces_that_come_later_serve_connections_that_are_open(stage):
+def test_an_interface_that_comes_later_serves_connections_that_are_open(stage):
     tls = Tls()
-    stage.engine.interfaces({})
+    stage.hooked = False
     exchange(stage, tls)
-    stage.engine.interfaces(NAMES)
-    stage.flows[COOKIE] = flow((1, TC, 9))
+    stage.hooked = True
+    stage.engine.interfaces(NAMES | {9: "eth1"})
+    stage.flows[COOKIE] = flow((9, TC, 9))
     exchange(stage, tls)
     assert wires(stage) == ["", "TC"]
+    assert stage.told.facts[1].interface == "eth1"
 
 
 def test_a_connection_without_a_cookie_waits_for_nothing(stage):

@@ -11,7 +11,7 @@ from spliffd import counters
 from spliffd.correlation.connection import Connection, OnBody
 from spliffd.correlation.engine import Engine
 from spliffd.correlation.facts import ConnectionFacts
-from spliffd.correlation.flows import Finished
+from spliffd.correlation.flows import Finished, Kernel
 from spliffd.counters import Region
 from spliffd.kernel import records
 from spliffd.kernel.flows import Flow, Hop
@@ -85,13 +85,15 @@ class Stage:
         self.told = Recorder()
         self.flows: dict[int, Flow] = {}
         self.looks = 0
-        self.asked: list[tuple[int, int]] = []
-        """Flows of which process, not before when."""
+        self.asked: list[tuple[int, int, str]] = []
+        """Flows of which process, not before when, for which end."""
         self.read = 1 << 63
         """When the flows were read."""
         self.now = 0
         self.counters = Region(counters.WORKER, memoryview(bytearray(counters.REGION_BYTES)).cast("Q"))
-        self.engine = Engine(self.told, self.counters, BEGAN, self.look, self.flows_of)
+        self.hooked = False
+        kernel = Kernel(self.look, self.flows_of, lambda: self.hooked)
+        self.engine = Engine(self.told, self.counters, BEGAN, kernel)
 
     def look(self, cookie: int) -> tuple[Hop, ...]:
         self.looks += 1
@@ -99,7 +101,7 @@ class Stage:
         return flow.hops if flow else ()
 
     def flows_of(self, pid: int, not_before: int, role: str) -> list[tuple[int, Flow]] | None:
-        self.asked.append((pid, not_before))
+        self.asked.append((pid, not_before, role))
         if not_before > self.read:
             return None
         return [(cookie, flow) for cookie, flow in self.flows.items() if flow.tgid == pid]
