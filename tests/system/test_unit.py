@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.interface_monitor import PASS_XDP
+from tests.support.net import Network
+
 ROOT = Path(__file__).resolve().parents[2]
 SANDBOX = ROOT / "packaging/systemd/sandbox.py"
 
@@ -166,3 +169,33 @@ print(os.readlink(proc + "/exe"), "libc" in open(proc + "/maps").read(), os.path
             assert out.split() == ["/usr/bin/sleep", "True", "True"]
         finally:
             other.kill()
+
+
+def test_interfaces_are_hooked_in_the_sandbox():
+    with Network("unit") as network:
+        namespace = network.namespace()
+        namespace.ip("link add v0 type veth peer name v1")
+        code = """
+from spliffd.config import Interfaces
+from spliffd.interfaces import devices, hooks, policy
+from spliffd.kernel import netlinks
+program, xdp = netlinks.tcx_placeholder(), bpf.prog_load(bpf.PROG_XDP, bytes.fromhex(sys.argv[1]), "pass")
+names = {f"{hook}_l2": program for hook in ("tc_ingress", "tc_egress", "xdp_egress")} | {"xdp_l2": xdp}
+attacher = hooks.Hooks(names)
+print("swept", attacher.sweep())
+for device in map(devices.read, attacher.links(devices.DUMP)):
+    for mode in ("tc", "clsact", "xdp"):
+        hook = attacher.attach(device.ifindex, policy.plan(device, Interfaces(mode=mode)))
+        print(device.name, hook.kind, hook.mode, attacher.is_attached(hook))
+        attacher.detach(hook)
+"""
+        done = subprocess.run(
+            namespace.enter(SANDBOX, sys.executable, "-c", PREPARE + code, PASS_XDP.hex()),
+            capture_output=True, text=True, check=False, cwd=ROOT, timeout=120,
+        )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "swept 0",
+        *("lo TC tcx True", "lo TC clsact True", "lo TC tcx True"),
+        *("v1 TC tcx True", "v1 TC clsact True", "v1 XDP native True"),
+        *("v0 TC tcx True", "v0 TC clsact True", "v0 XDP native True"),
+    ], done.stderr
