@@ -153,7 +153,7 @@ def _correlation(readings: Readings) -> list[Family]:
         Family(
             "spliff_correlation_seconds",
             "histogram",
-            "How long exchanges waited for late flow information.",
+            "How long exchanges waited for late flow information; most do not.",
             _histogram(total),
         ),
         _counter(
@@ -173,7 +173,7 @@ def _correlation(readings: Readings) -> list[Family]:
         ),
         _counter(
             "spliff_deferred_failures_total",
-            "Exchanges that waited in the retry queue, or found it full, and were not correlated.",
+            "Exchanges not tied to packets: waited in vain, found the queue full, or their connection given up.",
             total["deferred_failures"],
         ),
         _gauge("spliff_deferred_pending", "Exchanges waiting in the retry queue.", total["deferred_pending"]),
