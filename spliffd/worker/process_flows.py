@@ -1,7 +1,7 @@
 """The flows of a process, for connections whose socket nobody named: read from the kernel's table by owner.
 
 Takes a read-only fd of ``flows``; answers ``Claims``. The table is keyed by cookie, so all of it is read at
-once, as bytes, and never more often than keeps this below a twentieth of the worker's time; only while
+once, as bytes, and never more often than keeps this below an eighth of the worker's time; only while
 there are such connections. Who accepted a connection the table does not know: the supervisor is asked to
 enter the owners (``ask``), and what it has answered is waited for.
 
@@ -25,7 +25,7 @@ BATCH: Final = 1024
 LEAST_PAUSE_NS: Final = 2_000_000
 """Between two readings: as long as the polling loop rests."""
 
-PAUSE_FACTOR: Final = 20
+PAUSE_FACTOR: Final = 8
 """And this many times as long as a reading takes (1 ms for 1,000 connections, 40 for a full table)."""
 
 ASK_AGAIN_NS: Final = 1_000_000_000

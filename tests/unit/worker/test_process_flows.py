@@ -80,7 +80,7 @@ def test_an_older_reading_serves_what_is_older(table):
     assert table.readings == 2
 
 
-def test_reading_takes_a_twentieth_of_the_time(table):
+def test_reading_takes_an_eighth_of_the_time(table):
     table.took = 3 * MS
     table.put(11, 7)
     assert table.cookies(7) == [11]
