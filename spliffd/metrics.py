@@ -173,7 +173,7 @@ def _correlation(readings: Readings) -> list[Family]:
         ),
         _counter(
             "spliff_deferred_failures_total",
-            "Exchanges not tied to packets: waited in vain, found the queue full, or their connection given up.",
+            "Exchanges not tied to packets: waited in vain, queue full, or connection given up before.",
             total["deferred_failures"],
         ),
         _gauge("spliff_deferred_pending", "Exchanges waiting in the retry queue.", total["deferred_pending"]),
