@@ -19,8 +19,8 @@ from spliffd.config import Capture, Scope
 from spliffd.doctor import cgroup2_mount
 from spliffd.errors import FailedError, HostError, UsageError
 from spliffd.journal import logger
+from spliffd.kernel import cache, links, runs
 from spliffd.kernel import compile as compiler
-from spliffd.kernel import links, runs
 from spliffd.kernel.flows import Sweeper
 from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import FLOWS, MAX_UIDS, SCOPE_SLOTS, Maps
@@ -91,12 +91,13 @@ class Kernel:
         self._capture = capture
         self.features: list[Feature] = []
         btf = os.environ.get("SPLIFF_BTF", compiler.BTF_PATH)
-        built = compiler.compile_programs(uid, gid, btf)
+        built, kept = cache.programs(uid, gid, btf)
         code = compiled.state()
         if code == compiled.STALE:
             log.warning("compiled modules are older than their sources", remedy="make compiled")
         self._note("code", "degraded" if code == compiled.STALE else "ok", CODE[code])
-        self._note("compiler", "ok", f"BCC {built.bcc}, unprivileged, {len(built.offsets)} offsets from BTF")
+        how = "kept from an earlier start" if kept else "unprivileged"
+        self._note("compiler", "ok", f"BCC {built.bcc}, {how}, {len(built.offsets)} offsets from BTF")
         try:
             self.maps = Maps(capture.workers, capture.ring_mib << 20)
             self.programs = Programs(built, self.maps)
