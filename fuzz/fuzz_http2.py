@@ -31,6 +31,10 @@ STATES = {
     "response_missing",
     "aborted",
 }
+GRPC_FACTS = (
+    *("service", "method", "status", "message", "encoding", "compressed_messages"),
+    *("request_messages", "response_messages", "request_message_bytes", "response_message_bytes"),
+)
 SETTINGS = bytes.fromhex("000000040000000000")
 MOST_HELD = 2 * (3 * http2_frames.MAX_BLOCK + 2 * http2_search.SEARCH_KEEP)
 
@@ -95,7 +99,7 @@ def facts(exchange: HttpExchange) -> tuple:
     if response is not None:
         halves += [response.status, response.interim]
     if exchange.grpc is not None:
-        halves += [getattr(exchange.grpc, name) for name in exchange.grpc.__slots__]
+        halves += [getattr(exchange.grpc, name) for name in GRPC_FACTS]
     return (exchange.stream_id, exchange.state, exchange.missing_bytes, exchange.gap_offset, *halves)
 
 

@@ -28,7 +28,7 @@ from spliffd.protocols.messages import (
 MAX_STREAMS: Final = 4096
 """Most streams open at once; servers allow 100 to 1,000. Beyond it the one that was silent longest of the
 oldest comes out, marked: some 3 KiB each make 12 MiB."""
-REAP_AMONG: Final = 64
+REAP_AMONG: Final = 16
 """How many of the oldest are compared then, so that a long call that is still busy stays."""
 MAX_ENDED: Final = 4096
 """Stream ids remembered that ended before their time: frames that were on their way belong to nothing."""

@@ -13,6 +13,11 @@ from tests.unit.protocols.http1_transcripts import facts as common_facts
 
 Op = tuple[int, bytes]
 
+GRPC_FACTS = (
+    *("service", "method", "status", "message", "encoding", "compressed_messages"),
+    *("request_messages", "response_messages", "request_message_bytes", "response_message_bytes"),
+)
+
 DATA, HEADERS, PRIORITY, RST, SETTINGS, PUSH, PING, GOAWAY, WINDOW, CONTINUATION = range(10)
 END_STREAM, END_HEADERS, PADDED, WITH_PRIORITY = 1, 4, 8, 0x20
 
@@ -52,7 +57,7 @@ def facts(exchange: HttpExchange) -> dict:
     call = exchange.grpc
     return common_facts(exchange) | {
         "stream_id": exchange.stream_id,
-        "grpc": call and {name: getattr(call, name) for name in call.__slots__},
+        "grpc": call and {name: getattr(call, name) for name in GRPC_FACTS},
     }
 
 
