@@ -8,6 +8,7 @@ Source of the instruction format: Documentation/bpf/standardization/instruction-
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 from spliffd.errors import HostError
 from spliffd.kernel import bpf
@@ -40,6 +41,13 @@ _KINDS = {
 }
 
 
+_SPARE = ("socket_sent_raw", "socket_received_raw", "state_changed_raw")
+"""Needed only where the typed tracepoints cannot be had."""
+
+LOADERS = 2
+"""Threads that load: the daemon's own share of a large host at start, too."""
+
+
 def relocate(code: bytes, maps: Maps) -> bytes:
     """Replaces the numbers of bpf/maps.h by fds in every 64-bit immediate load marked as a map."""
     out = bytearray(code)
@@ -66,28 +74,35 @@ class Programs:
         """Why sockets older than the daemon cannot be found; empty when they can."""
         self._compiled = compiled
         self._maps = maps
-        self._load_typed()
-        # The verifier takes a tenth of a second for some: those that are not needed are left out.
-        spare = {"socket_sent_raw", "socket_received_raw"} if self.typed_sockets else set()
-        spare |= {"state_changed_raw"} if self.typed_states else set()
-        for name, kind in _KINDS.items():
-            if name in spare:
-                continue
-            attach = bpf.ATTACH_NONE
-            if kind == bpf.PROG_KPROBE and self.uprobe_multi:
-                attach = bpf.ATTACH_UPROBE_MULTI
-            elif kind == bpf.PROG_SOCK_OPS:
-                attach = bpf.ATTACH_SOCK_OPS
-            # Drivers take a program on a large MTU only when it says that it can read packets in pieces.
-            flags = bpf.F_XDP_HAS_FRAGS if kind == bpf.PROG_XDP else 0
-            try:
-                self.fd[name] = self._load(name, kind, attach, flags=flags)
-            except bpf.VerifierError as error:
-                raise HostError(
-                    f"the kernel refused the eBPF program {name}: {error}: {error.log}",
-                    "run `spliffd doctor`; if it finds nothing, please report this",
-                ) from None
-        self._load_seeding()
+        # The verifier takes up to 0.3 s for one, 1.2 s for all: two at a time, the largest first.
+        with ThreadPoolExecutor(LOADERS) as loaders:
+            seeding = loaders.submit(self._load_seeding)
+            typed = loaders.submit(self._load_typed)
+            largest = sorted(_KINDS, key=lambda name: -len(compiled.code[name]))
+            plain = [loaders.submit(self._load_plain, name) for name in largest if name not in _SPARE]
+            typed.result()
+            spare = set() if self.typed_sockets else {"socket_sent_raw", "socket_received_raw"}
+            spare |= set() if self.typed_states else {"state_changed_raw"}
+            plain += [loaders.submit(self._load_plain, name) for name in spare]
+            for each in (*plain, seeding):
+                each.result()
+
+    def _load_plain(self, name: str) -> None:
+        kind = _KINDS[name]
+        attach = bpf.ATTACH_NONE
+        if kind == bpf.PROG_KPROBE and self.uprobe_multi:
+            attach = bpf.ATTACH_UPROBE_MULTI
+        elif kind == bpf.PROG_SOCK_OPS:
+            attach = bpf.ATTACH_SOCK_OPS
+        # Drivers take a program on a large MTU only when it says that it can read packets in pieces.
+        flags = bpf.F_XDP_HAS_FRAGS if kind == bpf.PROG_XDP else 0
+        try:
+            self.fd[name] = self._load(name, kind, attach, flags=flags)
+        except bpf.VerifierError as error:
+            raise HostError(
+                f"the kernel refused the eBPF program {name}: {error}: {error.log}",
+                "run `spliffd doctor`; if it finds nothing, please report this",
+            ) from None
 
     def _load(self, name: str, kind: int, attach: int, btf_id: int = 0, flags: int = 0) -> int:
         code = relocate(self._compiled.code[name], self._maps)
