@@ -45,6 +45,11 @@ def test_a_config_does_not_change():
         ("[capture]\nring_mib = 0", "capture.ring_mib is 0"),
         ("[capture]\nring_mib = 512", "capture.ring_mib is 512"),
         ("[capture]\nworkers = 17", "capture.workers is 17 – use 1 to 16"),
+        (
+            "[interfaces]\nmode = 'everywhere'",
+            'interfaces.mode is "everywhere" – use one of auto, tc, clsact, xdp, xdp-generic, off',
+        ),
+        ("[interfaces]\ninclude = 'eth*'", "Expected `array`, got `str` - at `$.interfaces.include"),
         ("[access]\nqueue_mib = 0", "access.queue_mib is 0 – use 1 to 1024"),
         ("[access]\nqueue_mib = 1025", "access.queue_mib is 1025"),
         ("[metrics]\nlisten = ''", 'metrics.listen is ""'),
