@@ -26,6 +26,8 @@ PARTS = {
     "latency": "from SSL_write's return to the watcher, at 10, 100 and 1,000 exchanges/s",
     "memory": "RSS and PSS of all processes, and time from start to ready",
     "idle": "CPU of all processes while nothing happens and somebody watches",
+    "correlation": "share of exchanges tied to their packets, by the load that is offered",
+    "throughput": "one iperf3 stream over a veth pair, by packet hook",
     "overhead": "requests/s of nginx under wrk: bare, with spliffd, with an sslsniff",
 }
 RESULT = REPOSITORY / "build" / "bench.json"
