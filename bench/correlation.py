@@ -72,9 +72,7 @@ def measure() -> list[Figure]:
         server = golden.serve(workers=2)
         golden.daemon.wait_attached()
         loads: dict[str, Callable[[], object]] = {
-            **{
-                f"{rate:,} requests/s, keep-alive": lambda r=rate: steady(golden, server, r) for rate in RATES
-            },
+            **{f"{rate:,} requests/s, keep-alive": partial(steady, golden, server, rate) for rate in RATES},
             f"{FRESH} fresh curls, four at a time": lambda: golden.fetch_each(
                 FRESH, server.url("/hello?{n}", FAR)
             ),

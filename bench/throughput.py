@@ -1,9 +1,10 @@
 """What the packet hooks cost a network: iperf3 over a veth pair, every hook in turn.
 
 One TCP stream between two network namespaces, sent and then received by the watched one, in scope, so that
-every packet is looked up and counted. The daemon's hooks are switched by reload; "none" is the same daemon with ``mode = "off"``, "no daemon" none at
-all. Rounds go round robin, medians are compared. A veth pair moves what one processor can copy, so a hook
-that stops segmentation offload (native XDP on veth) or GRO (generic XDP) shows at its worst.
+every packet is looked up and counted. The daemon's hooks are switched by reload; "none" is the same daemon
+with ``mode = "off"``, "no daemon" none at all. Rounds go round robin, medians are compared. A veth pair moves
+what one processor can copy, so a hook that stops segmentation offload (native XDP on veth) or GRO (generic
+XDP) shows at its worst.
 """
 
 from __future__ import annotations
