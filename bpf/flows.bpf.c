@@ -11,8 +11,10 @@
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
 #define TCP_SYN_RECV 3
+#define TCP_FIN_WAIT1 4
 #define TCP_TIME_WAIT 6
 #define TCP_CLOSE 7
+#define TCP_LAST_ACK 9
 #define TCP_LISTEN 10
 #define TCP_NEW_SYN_RECV 12
 
@@ -307,6 +309,9 @@ static __always_inline void state_change(struct sock *sk, u32 before, u32 after,
   if (flow) {
     flow->tcp_sent = read_u64((u64)sk, OFF_tcp_bytes_acked);
     flow->tcp_received = read_u64((u64)sk, OFF_tcp_bytes_received);
+    /* What was accepted and is closed: that comes from close(2) or exit, so this process held it last. */
+    if (!flow->tgid && !(flow->flags & FLOW_SHARED) && (after == TCP_FIN_WAIT1 || after == TCP_LAST_ACK))
+      flow->tgid = bpf_get_current_pid_tgid() >> 32;
     if (after == TCP_CLOSE)
       flow_close(flow, cookie);
     return;
