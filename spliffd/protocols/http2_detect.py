@@ -27,7 +27,7 @@ EITHER: Final = 3
 MAX_FRAMES: Final = 16
 """Frames looked at: a record of small ones is not worth more."""
 ENOUGH: Final = 2
-"""Plausible headers in a row that no other protocol has; one is enough where it is not DATA and ends the record."""
+"""Plausible headers in a row that no other protocol has; of anything but DATA one that ends the record."""
 
 
 def detect_frames(data: bytes) -> int:

@@ -56,8 +56,8 @@ def believable(
     """Whether a peer would send this frame here. Zeros are common and must not look like frames."""
     if not plausible(length, kind, flags, stream_id, is_response=is_response):
         return False
-    if kind == frames.DATA and not length and not flags:
-        return False  # allowed and of no use
+    if kind == frames.DATA and not length and flags != frames.END_STREAM:
+        return False  # of no use, or padding that is not there
     return not stream_id or streams.credible(stream_id, is_response=is_response)
 
 
@@ -175,7 +175,7 @@ def strip_padding(payload: bytes, flags: int) -> bytes:
         start = 1
     if flags & frames.WITH_PRIORITY:
         start += 5
-    return payload[start:end]
+    return payload[start:end] if start < end else b""
 
 
 def is_head(block: bytes, *, is_response: bool) -> bool:

@@ -199,7 +199,7 @@ class StreamTable:
         if stream_id in self.open:
             return True
         if not stream_id & 1:
-            return is_response and bool(self.loss[1]) and stream_id <= MAX_UNSEEN
+            return is_response and self._joined and stream_id <= MAX_UNSEEN
         if is_response and not self.loss[0]:
             return stream_id <= self._highest + 2 * MAX_STREAMS
         return stream_id <= self._highest + MAX_UNSEEN or (self._joined and not self._highest)

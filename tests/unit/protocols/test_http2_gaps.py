@@ -202,6 +202,16 @@ def test_cut_anywhere_behind_a_gap_the_next_request_is_found(cut):
     assert p.out[1].request.headers == [(UNKNOWN, UNKNOWN), (b"x", b"y")]
 
 
+def test_what_is_left_of_a_reset_is_no_data():
+    """``00 00 00 00 09 00 00 00 08``: the end of a RST_STREAM, and nearly an empty frame of stream 8."""
+    p = begun()
+    p.up(p.client.headers(9, GET, end=True) + p.client.headers(11, GET, end=True))
+    lose(p, RESPONSE, frame(RST, 0, 9, bytes(3) + b"\x08") + p.server.headers(11, OK, end=True), 0, 2)
+    p.close()
+
+    assert p.lines() == ["11 GET /a 200 complete", "9 GET /a - response_missing"]
+
+
 def test_a_search_keeps_little_and_goes_quickly():
     p = begun()
     p.up(p.client.headers(1, POST)).gap(REQUEST, 10)
@@ -211,6 +221,14 @@ def test_a_search_keeps_little_and_goes_quickly():
         assert p.parser.held() <= 2 * SEARCH_KEEP + 4096
     assert len(p.parser.streams.open) <= 101
     assert p.parser.garbage_bytes + p.parser.streams.stray_bytes > 0
+
+
+def test_more_padding_than_payload_in_what_looks_like_a_head():
+    p = Player(joined=True)
+    p.down(b"?" + frame(HEADERS, PADDED | END_HEADERS, 1, b"\xff\x88"))
+    p.down(frame(HEADERS, END_HEADERS | END_STREAM, 3, b"\x88"))
+
+    assert p.lines() == ["3 - 200 joined_mid_stream"]
 
 
 # ---- joined in the middle ---------------------------------------------------------------------------
