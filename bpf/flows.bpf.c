@@ -17,6 +17,7 @@
 #define TCP_LAST_ACK 9
 #define TCP_LISTEN 10
 #define TCP_NEW_SYN_RECV 12
+#define TIME_WAIT_NS 60000000000ULL /* include/net/tcp.h: TCP_TIMEWAIT_LEN */
 
 /* Reads addresses, ports and namespace of a struct sock; false when it is not a connected TCP socket. */
 static __always_inline bool read_tuple(struct flow_key *key, u64 sk) {
@@ -159,6 +160,7 @@ static __always_inline void cookie_remove(struct flow *flow, u64 cookie) {
     __sync_fetch_and_add(&any->cookie, -cookie);
     __sync_fetch_and_add(&any->netns_cookie, -flow->netns_cookie);
     __sync_fetch_and_add(&any->owners, -1);
+    any->since = bpf_ktime_get_ns() + TIME_WAIT_NS; /* until then the closed one's packets may come */
   }
 }
 

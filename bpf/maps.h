@@ -109,7 +109,7 @@ _Static_assert(sizeof(struct flow_key) == 48, "maps.py counts on it");
 struct flow_cookie {
   u64 cookie;
   u64 netns_cookie;
-  u64 since; /* ktime ns */
+  u64 since; /* ktime ns; under ANY_NETNS in the future when an owner has just closed: still ambiguous */
   u32 role;
   u32 owners;
 };

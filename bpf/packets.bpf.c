@@ -13,8 +13,9 @@
  *
  * Two namespaces may use the same addresses and ports at once, one of them perhaps out of scope. So a packet
  * that still carries its sender's socket is believed against the tuple; a tuple with two owners is claimed
- * for nobody, but on loopback, whose packets never leave the namespace; and a container's connection that
- * was opened from there is first seen on an interface by what it sends, never by what goes to its address.
+ * for nobody, but on loopback, whose packets never leave the namespace; and a container's connection is
+ * first seen on an interface by what it sends, never by what goes to its address. One exception: the first
+ * request to a server that has sent nothing yet, or it would miss in every container's count.
  */
 
 #define ETH_P_IP 0x0800
@@ -37,6 +38,7 @@ struct packet {
   u32 length;
   u32 payload_at;
   u32 payload; /* bytes of TCP payload, without padding */
+  u32 syn;
   u32 segments; /* packets on the wire: GRO and TSO make one of many */
 };
 
@@ -77,6 +79,7 @@ static __always_inline u32 parse_tcp(void *ctx, bool xdp, struct packet *packet,
   packet->key.remote_port = bpf_ntohs(tcp.destination);
   packet->payload_at = at + header;
   packet->payload = end - packet->payload_at;
+  packet->syn = tcp.flags & 2;
   return PACKET_OWN;
 }
 
@@ -172,9 +175,8 @@ static __always_inline u32 parse(void *ctx, bool xdp, bool ethernet, struct pack
 
 /* Adds the packet to the flow's hop for this interface, which the first packet takes. */
 static __always_inline void add_packet(void *ctx, bool xdp, u32 hook, struct flow *flow, struct packet *packet,
-                                       u32 direction, u32 ifindex, bool new_hop) {
+                                       u32 direction, u32 ifindex, bool new_hop, u64 now) {
   u64 here = ifindex | (u64)hook << 32;
-  u64 now = bpf_ktime_get_ns();
   flow->last_ns = now;
   for (u32 i = 0; i < HOPS; i++) {
     struct hop *hop = &flow->hop[i];
@@ -222,25 +224,29 @@ static __always_inline bool same_tuple(struct flow *flow, struct flow_key *key) 
 }
 
 /* Cookie of the TCP socket that a packet still carries: its sender's, in whatever namespace. 0 when it
- * carries none, or another (a tun device's own, a request that is no socket yet). */
+ * carries none, or no TCP socket (a tun device's own). A SYN-ACK carries the request, whose cookie the
+ * socket will get that comes of it. */
 static __always_inline u64 carried_cookie(struct __sk_buff *skb) {
   struct bpf_sock *sk = skb->sk;
   if (!sk)
     return 0;
+  if (sk->state == TCP_NEW_SYN_RECV)
+    return bpf_get_socket_cookie(skb);
   sk = bpf_sk_fullsock(sk);
   return sk && sk->protocol == IPPROTO_TCP ? bpf_get_socket_cookie(skb) : 0;
 }
 
 /* Gives the packet to the connection whose end `packet->key` is now, if it is one of ours. */
 static __always_inline u32 claim(void *ctx, bool xdp, u32 hook, bool egress, struct packet *packet, u32 direction,
-                                 u32 ifindex, u64 netns_cookie) {
+                                 u32 ifindex, u64 netns_cookie, u32 sender) {
   packet->key.netns_cookie = ifindex == LOOPBACK_IFINDEX ? netns_cookie : ANY_NETNS;
   struct flow_cookie *entry = bpf_map_lookup_elem(MAP_COOKIES, &packet->key);
   if (!entry)
     return PACKET_FORWARDED;
   u64 cookie = entry->cookie;
   u64 carried = !xdp && direction == SENT ? carried_cookie(ctx) : 0;
-  bool alone = entry->owners == 1;
+  u64 now = bpf_ktime_get_ns();
+  bool alone = entry->owners == 1 && entry->since <= now;
   if (alone && carried && carried != cookie)
     return PACKET_FOREIGN; /* the same tuple in a namespace that is out of scope */
   if (!alone) {
@@ -253,11 +259,14 @@ static __always_inline u32 claim(void *ctx, bool xdp, u32 hook, bool egress, str
     return alone ? PACKET_MISSED : PACKET_AMBIGUOUS; /* MISSED: evicted from a full table */
   if (!same_tuple(flow, &packet->key))
     return PACKET_AMBIGUOUS;
+  if (packet->syn && flow->state != FLOW_CONNECTING)
+    return PACKET_FOREIGN; /* opens another, with the same tuple and elsewhere; or comes twice */
   bool ours = flow->netns_cookie == netns_cookie;
   if (ours && (direction == SENT) != egress)
     return PACKET_FOREIGN; /* the other hook counts it */
-  add_packet(ctx, xdp, hook, flow, packet, direction, ifindex,
-             ours || direction == SENT || flow->role != ROLE_CLIENT);
+  bool first_request = flow->role == ROLE_SERVER && packet->payload && !flow->hop[0].packets[SENT] &&
+                       sender != PACKET_AMBIGUOUS && sender != PACKET_FOREIGN;
+  add_packet(ctx, xdp, hook, flow, packet, direction, ifindex, ours || direction == SENT || first_request, now);
   return PACKET_OWN;
 }
 
@@ -321,9 +330,9 @@ static __always_inline void see(void *ctx, bool xdp, u32 hook, bool egress, bool
     if (!packet->segments)
       packet->segments = 1;
     u64 netns_cookie = settings->netns_cookie;
-    u32 sender = claim(ctx, xdp, hook, egress, packet, SENT, ifindex, netns_cookie);
+    u32 sender = claim(ctx, xdp, hook, egress, packet, SENT, ifindex, netns_cookie, PACKET_OWN);
     swap_ends(&packet->key);
-    u32 receiver = claim(ctx, xdp, hook, egress, packet, RECEIVED, ifindex, netns_cookie);
+    u32 receiver = claim(ctx, xdp, hook, egress, packet, RECEIVED, ifindex, netns_cookie, sender);
     outcome = sender == PACKET_OWN || receiver == PACKET_OWN ? PACKET_OWN : egress ? sender : receiver;
     if (outcome == PACKET_FORWARDED && (sender == PACKET_AMBIGUOUS || receiver == PACKET_AMBIGUOUS))
       outcome = PACKET_AMBIGUOUS;

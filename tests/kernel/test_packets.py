@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -291,6 +292,16 @@ def test_two_namespaces_with_the_same_tuple_are_never_mixed(bench: PacketBench, 
         bench.run(program, frame, ifindex=eth0)
     assert bench.totals() == {1: (1, 0, len(frame), 0), 3: (0, 0, 0, 0)}
     assert bench.counted() == {"own": 1, "ambiguous": 2}
+
+
+def test_a_tuple_that_was_shared_stays_ambiguous_for_a_while(bench: PacketBench, place: Namespace):
+    """The last packets of the connection that has closed must not count for the one that is left."""
+    bench.add_flow(1, CLIENT, SERVER)
+    eth0 = place.index("eth0")
+    for seconds, counted in ((60, {"ambiguous": 1}), (-1, {"ambiguous": 1, "own": 1})):
+        bench.shared_until(CLIENT, SERVER, time.monotonic_ns() + seconds * 10**9)
+        bench.run("tc_egress_l2", framed(frame4(b"x")), ifindex=eth0)
+        assert bench.counted() == counted
 
 
 def test_a_cookie_without_its_flow_is_a_miss(bench: PacketBench):

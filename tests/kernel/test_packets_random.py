@@ -112,7 +112,8 @@ def expected(seen: Seen, egress: bool) -> tuple[str, int]:
     ends = (seen.source, seen.destination) if egress else (seen.destination, seen.source)
     for cookie, flow in FLOWS.items():
         if flow == ends:
-            return "own", cookie
+            # A SYN opens a connection: it belongs to none that is open.
+            return ("foreign", 0) if seen.syn else ("own", cookie)
     return "forwarded", 0
 
 
@@ -144,4 +145,4 @@ def test_any_packet_goes_on_and_is_nobody_elses(program: str):
             assert packets[cookie] > 100  # each connection was met often enough to be mistaken
             assert (received if egress else sent) == 0
     assert sum(outcomes.values()) == CASES
-    assert set(outcomes) == {"own", "forwarded", "fragments", "not_tcp", "malformed"}
+    assert set(outcomes) == {"own", "foreign", "forwarded", "fragments", "not_tcp", "malformed"}

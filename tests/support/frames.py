@@ -100,6 +100,7 @@ class Seen(NamedTuple):
     source: tuple[str, int] = ("", 0)
     destination: tuple[str, int] = ("", 0)
     payload: bytes = b""
+    syn: bool = False
 
 
 def dissect(data: bytes, is_ethernet: bool) -> Seen:
@@ -167,4 +168,6 @@ def _tcp(data: bytes, source: str, destination: str) -> Seen:
     ports = struct.unpack_from(">HH", data)
     if 0 in ports:
         return Seen("malformed")
-    return Seen("tcp", (source, ports[0]), (destination, ports[1]), data[(data[12] >> 4) * 4 :])
+    return Seen(
+        "tcp", (source, ports[0]), (destination, ports[1]), data[(data[12] >> 4) * 4 :], bool(data[13] & 2)
+    )

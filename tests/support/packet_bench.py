@@ -86,6 +86,14 @@ class PacketBench:
                 value = struct.pack("=QQQII", have[0] + cookie, have[1] + netns, 1, role, have[4] + 1)
             bpf.map_update(fd, key, value)
 
+    def shared_until(self, local: End, remote: End, when_ns: int) -> None:
+        """As if another namespace had had the same tuple, and had closed it a while before ``when_ns``."""
+        (mine, family), (theirs, _) = packed(local[0]), packed(remote[0])
+        key = struct.pack("=Q16s16sHHI", 0, mine, theirs, local[1], remote[1], family)
+        value = bpf.map_lookup(self.maps.fd["cookies"], key, FLOW_VALUE)
+        assert value is not None
+        bpf.map_update(self.maps.fd["cookies"], key, value[:16] + struct.pack("=Q", when_ns) + value[24:])
+
     def flow(self, cookie: int) -> flows.Flow:
         """One flow as it is now."""
         found = flows.look_up(self.maps.fd["flows"], cookie)
