@@ -7,12 +7,14 @@ daemon starts.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 
 import pytest
 
 from spliffd.pb import spliff_pb2 as pb
+from tests.support.keepalive import KeepAlive
 from tests.support.lab import wait_for
 from tests.support.thread import FAR, Expected, Stage, check, on_wire, say, stage
 from tests.support.tunnels import encapsulation, wireguard
@@ -129,6 +131,33 @@ def test_a_container_behind_the_bridge(golden: Stage):
         # The server's first packet comes the other way; or the client's second is its first, whichever is first.
         assert set(on_wire(exchange)[2]) == {"veth7", "eth0"}, exchange
     say(f"container behind a bridge: {2 * EACH} exchanges, clients on TC veth7,eth0")
+
+
+def test_what_the_client_lists(golden: Stage):
+    """A connection through the tunnel, as `spliffctl flows` and `spliffctl watch` tell it."""
+    if "wg0" not in golden.near.ip("link show"):
+        wireguard(golden.network, golden.near, golden.far)
+    port = golden.servers[0].port
+    follower = golden.daemon.client("watch", "--count", "2")
+    wait_for(lambda: golden.daemon.stats()["spliff_subscribers"] == 1, 10, "a watcher")
+    client = KeepAlive(golden.lab, golden.near, "10.92.0.2", port)
+    client.ask("/hello?listed")
+    table, _ = golden.daemon.client("flows", "--interface", "wg0").communicate(timeout=20)
+    lines, _ = golden.daemon.client("flows", "--tls", "-o", "json").communicate(timeout=20)
+    shown, _ = follower.communicate(timeout=20)
+    near, far = f"10.92.0.1:{client.port}", f"10.92.0.2:{port}"
+    rows = table.decode().splitlines()
+    assert len(rows) == 3, rows
+    assert max(map(len, rows)) <= 80, rows
+    assert any(f"python3 ({client.pid})" in row and row.endswith(f"{near} → {far}") for row in rows), rows
+    assert any("nginx (" in row and row.endswith(f"{far} ← {near}") for row in rows), rows
+    flows = [json.loads(line)["flow"] for line in lines.decode().splitlines()]
+    (mine,) = (flow for flow in flows if flow["process"].get("pid") == client.pid)
+    assert int(mine["connection"]["socket_cookie"]) == client.cookie
+    assert (mine["wire"], mine["connection"]["interface"]) == ("TC", "wg0")
+    assert [line for line in shown.decode().splitlines() if "← 200" in line and line.endswith("  tc:wg0")]
+    client.close()
+    say("flows and watch tell of it:\n    " + "\n    ".join([*rows, *shown.decode().splitlines()[-2:]]))
 
 
 def test_what_the_daemon_tells_of_all_this(golden: Stage):
