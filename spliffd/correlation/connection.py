@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from spliffd.correlation.facts import ConnectionFacts
-from spliffd.protocols import detect
+from spliffd.protocols import detect, http2_detect
 from spliffd.protocols.http1 import REQUEST, RESPONSE, Http1
+from spliffd.protocols.http2 import Http2
 from spliffd.protocols.messages import HttpExchange
 
-UNDECIDED, HTTP1, RAW = 0, 1, 2
-SENT = 0
+UNDECIDED, HTTP1, RAW, HTTP2 = 0, 1, 2, 3
+SENT, RECEIVED = 0, 1
 
 UNDECIDED_BYTES = 256
 """The longest method and enough of a target to tell HTTP from others; detection decides far earlier."""
@@ -42,6 +43,7 @@ class Connection:
         "gaps",
         "given_up",
         "http1",
+        "http2",
         "joined",
         "key",
         "last_ns",
@@ -67,6 +69,7 @@ class Connection:
         self.joined = joined
         self.state = UNDECIDED
         self.http1: Http1 | None = None
+        self.http2: Http2 | None = None
         self.request_direction = 0
         self.pending: list[bytes] = [b"", b""]
         self.raw_kept: Sequence[tuple[int, int, bytes]] = NO_BYTES
@@ -109,6 +112,9 @@ class Connection:
             more = http1.feed(side, payload, now) if payload else NOTHING
             if http1.upgraded:
                 self.state = RAW
+        elif self.http2 is not None:
+            side = REQUEST if direction == self.request_direction else RESPONSE
+            more = self.http2.feed(side, payload, now) if payload else NOTHING
         else:
             more = self._decide(direction, offset, payload, now) if payload else NOTHING
         if more:
@@ -132,6 +138,8 @@ class Connection:
         if self.http1 is not None and self.state == HTTP1:
             side = REQUEST if direction == self.request_direction else RESPONSE
             return self.http1.gap(side, size, now)
+        if self.http2 is not None:
+            return self.http2.gap(REQUEST if direction == self.request_direction else RESPONSE, size, now)
         # Undecided: what is kept no longer joins what comes.
         self.pending[direction] = b""
         self.joined = True
@@ -139,24 +147,32 @@ class Connection:
 
     def eof(self, direction: int, now: int) -> Sequence[HttpExchange]:
         """``direction`` has ended properly."""
+        side = REQUEST if direction == self.request_direction else RESPONSE
+        if self.http2 is not None:
+            return self.http2.eof(side, now)
         if self.http1 is None or self.state != HTTP1:
             return NOTHING
-        return self.http1.eof(REQUEST if direction == self.request_direction else RESPONSE, now)
+        return self.http1.eof(side, now)
 
     def close(self, now: int) -> Sequence[HttpExchange]:
         """The connection is over: what is unfinished comes out, marked."""
-        http1 = self.http1
-        if http1 is None:
-            return NOTHING
-        self.http1 = None
-        http1.on_body = None
-        return http1.close(now)
+        http1, http2 = self.http1, self.http2
+        self.http1 = self.http2 = None
+        if http1 is not None:
+            http1.on_body = None
+            return http1.close(now)
+        if http2 is not None:
+            http2.on_body = None
+            return http2.close(now)
+        return NOTHING
 
     def watch_bodies(self, on_body: OnBody | None) -> None:
         """Starts or stops handing out bodies."""
         self.on_body = on_body
         if self.http1 is not None:
             self.http1.on_body = on_body
+        if self.http2 is not None:
+            self.http2.on_body = on_body
 
     def _decide(self, direction: int, offset: int, payload: bytes, now: int) -> Sequence[HttpExchange]:
         kept = self.pending[direction]
@@ -166,6 +182,10 @@ class Connection:
             self.pending[direction] = first
             return NOTHING
         self.pending[direction] = b""
+        if verdict in (detect.HTTP2_PREFACE, detect.OTHER):
+            client = self._http2_client(verdict, direction, offset - len(kept), first)
+            if client >= 0:
+                return self._begin_http2(client, direction, first, now)
         if verdict == detect.HTTP1_REQUEST:
             request_direction = direction
         elif verdict == detect.HTTP1_RESPONSE:
@@ -190,10 +210,7 @@ class Connection:
             return NOTHING  # upgraded: these bytes belong to the protocol it was upgraded to
         self.state = HTTP1
         self.protocol = "http1"
-        self.request_direction = request_direction
-        if not self.facts.role:
-            self.facts.role = "client" if request_direction == SENT else "server"
-            self.facts.prefix = None
+        self._requests_go(request_direction)
         self.http1 = Http1(self.on_body, joined=self.joined)
         other = self.pending[1 - direction]
         self.pending[1 - direction] = b""
@@ -202,3 +219,46 @@ class Connection:
             early = self.http1.feed(RESPONSE if direction == request_direction else REQUEST, other, now)
         side = REQUEST if direction == request_direction else RESPONSE
         return [*early, *self.http1.feed(side, first, now)]
+
+    def _http2_client(self, verdict: int, direction: int, offset: int, first: bytes) -> int:
+        """In which direction HTTP/2 requests go, when ``first`` begins HTTP/2; -1 when it does not."""
+        if self.http1 is not None:
+            return -1  # upgraded from HTTP/1
+        if verdict == detect.HTTP2_PREFACE:
+            return direction
+        if not self.joined and offset:
+            return -1
+        found = http2_detect.detect_frames(first)
+        if found == http2_detect.FROM_CLIENT and self.joined:
+            return direction
+        if found == http2_detect.FROM_SERVER:
+            return 1 - direction
+        if found != http2_detect.EITHER:
+            return -1
+        if not self.joined:
+            return 1 - direction  # a client begins with the preface: this is the server's SETTINGS
+        if self.facts.role:
+            return SENT if self.facts.role == "client" else RECEIVED
+        return -1  # a later record may tell
+
+    def _begin_http2(self, client: int, direction: int, first: bytes, now: int) -> Sequence[HttpExchange]:
+        self.state = HTTP2
+        self.protocol = "http2"
+        self._requests_go(client)
+        self.http2 = http2 = Http2(self.on_body, joined=self.joined)
+        other = self.pending[1 - direction]
+        self.pending[1 - direction] = b""
+        side = REQUEST if direction == client else RESPONSE
+        early = http2.feed(RESPONSE if side == REQUEST else REQUEST, other, now) if other else NOTHING
+        return [*early, *http2.feed(side, first, now)]
+
+    def _requests_go(self, direction: int) -> None:
+        self.request_direction = direction
+        if not self.facts.role:
+            self.facts.role = "client" if direction == SENT else "server"
+            self.facts.prefix = None
+
+
+def protocol_of(connection: Connection, exchange: HttpExchange) -> str:
+    """What an exchange speaks: its connection's protocol, or gRPC on top of it."""
+    return connection.protocol if exchange.grpc is None else "grpc"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from spliffd.correlation.claims import Claims
-from spliffd.correlation.connection import NO_BYTES, RAW, Connection, OnBody
+from spliffd.correlation.connection import NO_BYTES, RAW, Connection, OnBody, protocol_of
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.correlation.flows import Finished, Join, Kernel, forget, look_anew
 from spliffd.counters import LIBRARIES, METHODS, PROTOCOLS, Region, exchange_slot
@@ -29,6 +29,9 @@ _KEY_AT, _KEY_END = records.KEY_AT, records.KEY_AT + records.KEY_BYTES
 _METHOD_AT = records.CONN_AT + 85
 _PAYLOAD = records.HEADER_BYTES
 _WORD = (1 << 64) - 1
+
+GRPC = " grpc"
+"""Behind the packet hook, in the key of a counter's slot: gRPC calls are counted apart."""
 
 
 Piece = tuple[Connection, int, int, bytes, int, int, int]
@@ -303,17 +306,20 @@ class Engine:
         if not ready:
             return
         words = self._words
-        for connection, _, _, _ in ready:
-            slot = connection.slots.get(connection.facts.wire)
-            words[self._slot(connection) if slot is None else slot] += 1
+        for connection, exchange, _, _ in ready:
+            wire = connection.facts.wire
+            slot = connection.slots.get(wire if exchange.grpc is None else wire + GRPC)
+            words[self._slot(connection, exchange) if slot is None else slot] += 1
         self._receiver.deliver(ready)
 
-    def _slot(self, connection: Connection) -> int:
+    def _slot(self, connection: Connection, exchange: HttpExchange) -> int:
         facts = connection.facts
-        protocol = connection.protocol if connection.protocol in PROTOCOLS else "raw"
+        protocol = protocol_of(connection, exchange)
+        if protocol not in PROTOCOLS:
+            protocol = "raw"
         library = facts.library or LIBRARIES[0]
         slot = exchange_slot(protocol, library, facts.correlation_method or "NONE", facts.wire or "NONE")
-        connection.slots[facts.wire] = slot
+        connection.slots[facts.wire if exchange.grpc is None else facts.wire + GRPC] = slot
         return slot
 
     def _count_gaps(self, connection: Connection) -> None:

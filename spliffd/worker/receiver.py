@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from spliffd import ipc
-from spliffd.correlation.connection import Connection, OnBody
+from spliffd.correlation.connection import Connection, OnBody, protocol_of
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.correlation.flows import Finished
 from spliffd.counters import Region
@@ -55,7 +55,7 @@ class FrameMaker:
             exchange_bytes(
                 connection.facts,
                 exchange,
-                connection.protocol,
+                protocol_of(connection, exchange),
                 connection.facts.wire or "NONE",
                 attempts,
                 waited,
@@ -65,7 +65,7 @@ class FrameMaker:
         ]
         put = self._output.put
         for (connection, exchange, _, _), (public, secret) in zip(finished, pieces, strict=True):
-            told = summary(connection.facts, exchange, connection.protocol)
+            told = summary(connection.facts, exchange, protocol_of(connection, exchange))
             frame = ipc.Frame(ipc.EXCHANGE, exchange.part_key, told, public, secret)
             bodies = exchange.user
             if bodies is not None:
@@ -113,7 +113,10 @@ class FrameMaker:
         self._held -= half.size
         offset, data = half.take()
         frame = ipc.Frame(
-            ipc.BODY_PART, exchange.part_key, summary(connection.facts, exchange, connection.protocol), b""
+            ipc.BODY_PART,
+            exchange.part_key,
+            summary(connection.facts, exchange, protocol_of(connection, exchange)),
+            b"",
         )
         if is_response:
             frame.response_offset, frame.response_body = offset, data
