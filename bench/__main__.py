@@ -21,6 +21,7 @@ from tests.support.lab import REPOSITORY, say
 
 PARTS = {
     "probes": "ns added to an SSL_write+SSL_read pair, by where the probes sit",
+    "packets": "ns that a packet costs at each hook, ours and others'",
     "stages": "CPU of one exchange in the worker, stage by stage",
     "worker": "exchanges/s that one worker sustains from a real ring without loss",
     "latency": "from SSL_write's return to the watcher, at 10, 100 and 1,000 exchanges/s",

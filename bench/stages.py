@@ -72,7 +72,8 @@ class Stage:
         began = time.thread_time_ns()
         while positions := ring.drain(BUDGET):
             if engine is not None:
-                engine.handle(ring.data, positions, time.monotonic_ns(), busy=len(positions) == BUDGET)
+                engine.handle(ring.data, positions)
+                engine.hand_out(time.monotonic_ns(), busy=len(positions) == BUDGET)
             ring.release()
         if output is not None:
             output.flush()

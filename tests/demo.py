@@ -46,8 +46,9 @@ def main() -> int:
         say("\n== what `spliffctl watch -b -H` showed: clients and server, as both ends are on this host\n")
         text = output.read_text()
         print(text, flush=True)
-        say("== libraries")
-        print(daemon.client("libraries").communicate()[0].decode(), flush=True)
+        for list_ in ("libraries", "interfaces"):
+            say(f"== {list_}")
+            print(daemon.client(list_).communicate()[0].decode(), flush=True)
         exchanges = int(
             sum(n for name, n in daemon.stats().items() if name.startswith("spliff_exchanges_total"))
         )

@@ -95,13 +95,11 @@ class Engine:
         self._over: set[bytes] = set()
         """Ended by ``close_over``: their own closing record may still come, and says nothing new."""
 
-    def handle(self, ring: mmap.mmap, positions: list[int], now: int, *, busy: bool = False) -> None:
+    def handle(self, ring: mmap.mmap, positions: list[int]) -> None:
         """Takes one batch of records of the ring's memory (slices of an mmap are bytes: one copy).
 
-        ``now`` is ktime; ``busy`` says that more records wait than were taken.
-
-        First all pieces are picked up, then all are parsed, then what they finished is handed out: each
-        step runs over the whole batch. Records that open, close or end something are taken in between,
+        First all pieces are picked up, then all are parsed, then (``hand_out``) what they finished leaves:
+        each step runs over the whole batch. Records that open, close or end something are taken in between,
         when all before them is parsed.
         """
         connections = self.connections
@@ -127,7 +125,6 @@ class Engine:
             pieces.append((connection, direction & 1, offset, payload, size, start, end))
         if pieces:
             self._parse(pieces)
-        self._hand_out(now, busy=busy)
 
     def _parse(self, pieces: list[Piece]) -> None:
         captured = [0, 0]
@@ -157,6 +154,16 @@ class Engine:
         words[self._n_bytes[0]] += captured[0]
         words[self._n_bytes[1]] += captured[1]
 
+    def hand_out(self, now: int, *, busy: bool = False) -> None:
+        """What is finished leaves, or waits for its flow.
+
+        ``now`` is ktime as of this call: waiting for facts of a new process may have taken a while.
+        ``busy`` says that more records wait than were taken.
+        """
+        if self._done:
+            done, self._done = self._done, []
+            self._deliver(self._join.admit(done, now, busy=busy))
+
     def retry(self, now: int) -> None:
         """A batch of the retry queue: what was found, or has waited long enough, goes out."""
         self._deliver(self._join.retry(now))
@@ -171,7 +178,7 @@ class Engine:
         """Ends every connection, as at shutdown; nothing waits any longer."""
         for connection in list(self.connections.values()):
             self._close(connection, now)
-        self._hand_out(now)
+        self.hand_out(now)
         self._deliver(self._join.flush(now))
 
     def close_over(self, is_over: Callable[[Connection], bool], now: int) -> int:
@@ -180,7 +187,7 @@ class Engine:
         for connection in over:
             self._close(connection, now)
         self._over = {connection.key for connection in over}
-        self._hand_out(now)
+        self.hand_out(now)
         return len(over)
 
     def watch_bodies(self) -> None:
@@ -295,11 +302,6 @@ class Engine:
             if exchange.state is not COMPLETE:
                 self._words[self._n_incomplete] += 1
             self._done.append((connection, exchange, 0, 0))
-
-    def _hand_out(self, now: int, *, busy: bool = False) -> None:
-        if self._done:
-            done, self._done = self._done, []
-            self._deliver(self._join.admit(done, now, busy=busy))
 
     def _deliver(self, ready: list[Finished]) -> None:
         """Counts as what it goes out: by then it is known how it travelled, or never will be."""

@@ -125,8 +125,9 @@ class Loop:
             if positions:
                 words[n_records] += len(positions)
                 busy = len(positions) == BUDGET
-                engine.handle(ring.data, positions, time.monotonic_ns(), busy=busy)
+                engine.handle(ring.data, positions)
                 ring.release()
+                engine.hand_out(time.monotonic_ns(), busy=busy)
                 if busy:
                     words[n_busy] += 1
                     full += 1
@@ -195,8 +196,9 @@ class Loop:
                 continue
             if not positions:
                 break
-            self._engine.handle(self._ring.data, positions, time.monotonic_ns())
+            self._engine.handle(self._ring.data, positions)
             self._ring.release()
+            self._engine.hand_out(time.monotonic_ns())
         self._engine.close_all(time.monotonic_ns())
         self._tell_losses()
         self._output.flush()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from spliffd import counters
-from spliffd.kernel import maps, records
+from spliffd.kernel import flows, maps, records
 from spliffd.kernel.compile import source_folder
 
 OFFSETS = {
@@ -37,6 +37,32 @@ OFFSETS = {
     ("conn", "comm"): 104,
     ("conn", "handshake_start"): 120,
     ("conn", "offset"): 128,
+    ("settings", "netns_cookie"): 32,
+    ("settings", "cgroup_ids"): 40,
+    ("flow_key", "local"): 8,
+    ("flow_key", "remote"): 24,
+    ("flow_key", "local_port"): 40,
+    ("flow_key", "family"): 44,
+    ("flow", "first_ns"): 0,
+    ("flow", "closed_ns"): 16,
+    ("flow", "netns_cookie"): 24,
+    ("flow", "local"): 32,
+    ("flow", "remote"): 48,
+    ("flow", "local_port"): 64,
+    ("flow", "remote_port"): 66,
+    ("flow", "family"): 68,
+    ("flow", "role"): 69,
+    ("flow", "hops"): 70,
+    ("flow", "flags"): 71,
+    ("flow", "tgid"): 72,
+    ("flow", "state"): 76,
+    ("flow", "tcp_sent"): 80,
+    ("flow", "tcp_received"): 88,
+    ("flow", "hop"): 96,
+    ("hop", "hook"): 4,
+    ("hop", "packets"): 8,
+    ("hop", "bytes"): 24,
+    ("hop", "first_ns"): 40,
 }
 SIZES = {
     "record": records.HEADER_BYTES,
@@ -48,6 +74,7 @@ SIZES = {
     "flow_key": maps.FLOW_KEY,
     "flow_cookie": maps.FLOW_VALUE,
     "settings": maps.SETTINGS.size,
+    "flow": flows.FLOW_SIZE,
 }
 ENUMS = {
     "RECORD_DATA": records.DATA,
@@ -65,6 +92,16 @@ ENUMS = {
     "CONN_SOCKET_ENDED": records.CONN_SOCKET_ENDED,
     "COOKIE_ZERO_IS_EOF": records.COOKIE_ZERO_IS_EOF,
     "COUNTERS": len(counters.KERNEL),
+    "COUNTER_SLOTS": counters.KERNEL_STRIDE,
+    "HOPS": flows.HOPS,
+    "FLOW_CLIENT_HELLO": flows.CLIENT_HELLO,
+    "FLOW_MORE_HOPS": flows.MORE_HOPS,
+    "FLOW_SEEDED": flows.SEEDED,
+    "FLOW_CONNECTING": flows.CONNECTING,
+    "FLOW_ESTABLISHED": flows.ESTABLISHED,
+    "FLOW_CLOSED": flows.CLOSED,
+    **{f"HOOK_{name}": number for number, name in enumerate(flows.HOOKS) if number},
+    **{f"PACKET_{name.upper()}": number for number, name in enumerate(counters.PACKET_OUTCOMES)},
     **{f"OP_{name.upper()}": number for name, number in records.OPS.items()},
     **{f"FLAVOUR_{name.upper()}": number for name, number in records.FLAVOURS.items()},
     **{f"COUNTER_{name.upper()}": number for number, name in enumerate(counters.KERNEL)},

@@ -94,3 +94,17 @@ def test_the_kernels_names_are_in_the_kernels_order():
     assert body is not None
     found = re.findall(r"COUNTER_(\w+)", body[1])
     assert [name.lower() for name in found] == list(counters.KERNEL)
+
+
+def test_the_kernel_adds_up_its_processors():
+    words = memoryview(bytearray(3 * counters.KERNEL_STRIDE * 8)).cast("Q")
+    kernel = counters.kernel_region(words)
+    for cpu in range(3):
+        words[cpu * counters.KERNEL_STRIDE + kernel.index("tc_own")] = 10 + cpu
+    assert kernel.get("tc_own") == kernel.values()["tc_own"] == 33
+    assert kernel.get("xdp_own") == 0
+
+
+def test_every_processor_has_room_for_the_kernels_counters():
+    assert len(counters.KERNEL) <= counters.KERNEL_STRIDE
+    assert counters.kernel_bytes() >= (os.cpu_count() or 1) * counters.KERNEL_STRIDE * 8

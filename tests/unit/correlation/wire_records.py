@@ -114,7 +114,8 @@ class Stage:
             memory[at : at + len(record)] = record
             positions.append(at)
             at += (len(record) + 7) // 8 * 8 + 8
-        self.engine.handle(memory, positions, self.now, busy=busy)
+        self.engine.handle(memory, positions)
+        self.engine.hand_out(self.now, busy=busy)
 
     def count(self, name: str) -> int:
         return self.counters.get(name)
