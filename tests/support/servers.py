@@ -67,6 +67,7 @@ class Nginx:
         namespace: Namespace | None = None,
         port: int = 0,
         mapped: bool = False,
+        http2: bool = False,
     ) -> None:
         self.port = port or free_port()
         self.address = address
@@ -77,6 +78,7 @@ class Nginx:
         folder = self.root.with_name(self.root.name.replace("www", "nginx"))
         folder.mkdir()
         self.access_log = folder / "access.log"
+        speaks = " http2" if http2 else ""
         text = NGINX.format(
             master="on" if workers else "off",
             workers=workers or 1,
@@ -84,7 +86,7 @@ class Nginx:
             port=self.port,
             listen=f"listen [::]:{self.port} ssl ipv6only=off;"
             if mapped
-            else f"listen {address}:{self.port} ssl; listen [::]:{self.port} ssl ipv6only=on;",
+            else f"listen {address}:{self.port} ssl{speaks}; listen [::]:{self.port} ssl{speaks} ipv6only=on;",
             certificate=lab.certificate,
             key=lab.key,
             root=self.root,
