@@ -329,6 +329,10 @@ class Interfaces:
         entry.mode, entry.plan, entry.error = mode, plan, ""
         if hook is not None:
             await self._detach(hook)  # first: XDP and TC must not both count a packet
+        # One that was in another namespace for a moment still has the links it left with.
+        for left in [one for one in self._orphans if one.index == device.ifindex]:
+            self._orphans.remove(left)
+            await self._detach(left)
         if plan.hook == policy.OFF or self.table.get(device.ifindex) is not entry:
             return
         try:

@@ -21,7 +21,7 @@ from tests.support.interface_monitor import PASS_XDP
 from tests.support.keepalive import KeepAlive
 from tests.support.lab import wait_for
 from tests.support.leftovers import held
-from tests.support.net import inside, run
+from tests.support.net import Namespace, inside, run
 from tests.support.thread import FAR, Expected, Stage, check, on_wire, say, stage
 
 CYCLES = int(os.environ.get("CYCLES", "211"))
@@ -107,6 +107,14 @@ def open_flows(golden: Stage) -> int:
     return len(golden.daemon.stub().ListFlows(pb.ListFlowsRequest()).flows)
 
 
+def entries(golden: Stage, name: str) -> int:
+    """Entries of one of the daemon's maps."""
+    ids = {number for kind, number in held([golden.daemon.process.pid]) if kind == "map"}
+    maps = json.loads(run("bpftool", "-j", "map", "show"))
+    (mine,) = (one["id"] for one in maps if one["id"] in ids and one.get("name") == name)
+    return len(json.loads(run("bpftool", "-j", "map", "dump", "id", str(mine))))
+
+
 def test_a_new_interface_is_followed_within_a_second(golden: Stage):
     taken = []
     for number in range(NEW_INTERFACES):
@@ -158,9 +166,11 @@ def test_interfaces_come_and_go_under_traffic(golden: Stage):
     stats = golden.daemon.stats()
     assert stats["spliff_deferred_failures_total"] == 0
     wait_for(lambda: open_flows(golden) == 0, 5, "no flow to be open")
+    assert entries(golden, "cookies") == 0
+    assert entries(golden, "interfaces") == len([hook for hook, _ in known.values() if hook != "NONE"])
     say(
         f"{CYCLES} cycles of two interfaces in {seconds:.1f} s: {told}; "
-        f"no link, filter or qdisc left, nothing in the log; {stats['spliff_interface_failures_total']:.0f} attempts "
+        f"no link, filter, qdisc or map entry left, nothing in the log; {stats['spliff_interface_failures_total']:.0f} attempts "
         f"came too late for their interface"
     )
 
@@ -198,6 +208,11 @@ def test_down_and_up_and_a_new_name_in_use(golden: Stage):
     say(f"down, up, renamed in use, 14 times: {count} of {count} exchanges on one TC hook, told as {seen}")
 
 
+def net_programs(namespace: Namespace) -> str:
+    """Programs attached to interfaces of a namespace."""
+    return run(*namespace.enter("bpftool", "-j", "net", "show"))
+
+
 def test_an_interface_that_leaves_and_comes_back(golden: Stage):
     """Moved to another namespace and back: the hook is gone there, and there again here."""
     away = golden.network.namespace()
@@ -210,7 +225,6 @@ def test_an_interface_that_leaves_and_comes_back(golden: Stage):
     clients: dict[str, tuple[int, int]] = {}
     for number in range(moves):
         golden.near.ip(f"link set roam0 netns {away.name}")
-        assert "tcx" not in run("bpftool", "-j", "net", "show"), "the host's own namespace has none of ours"
         away.ip(f"link set roam0 netns {golden.near.name}")
         golden.near.ip("addr add 10.77.0.1/24 dev roam0", "link set roam0 up")
         path = f"/hello?moved-{number}"
@@ -219,8 +233,14 @@ def test_an_interface_that_leaves_and_comes_back(golden: Stage):
     watch.stop()
     check(watch.exchanges, clients, expected)
     quiet(golden.daemon.text()[log_start:])
-    say(f"moved away and back {moves} times: {2 * moves} of {2 * moves} exchanges right after on TC roam0")
-    golden.near.ip("link del roam0")
+    assert "tcx" in net_programs(golden.near)
+    golden.near.ip(f"link set roam0 netns {away.name}")
+    wait_for(lambda: "tcx" not in net_programs(away), FOLLOWED_SECONDS, "the hooks to leave what has left")
+    say(
+        f"moved away and back {moves} times: {2 * moves} of {2 * moves} exchanges right after on TC roam0; "
+        "no hook is left on it in the other namespace"
+    )
+    away.ip("link del roam0")
 
 
 def test_programs_of_others_survive_us(golden: Stage):
