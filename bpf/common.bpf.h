@@ -24,6 +24,8 @@ static __always_inline void count(u32 counter, u64 amount) {
 /* Helper 113 by its number: BCC turns the name into bpf_probe_read, which network programs may not call. */
 static long (*read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 
+static long (*function_returned)(void *ctx, u64 *value) = (void *)184; /* bpf_get_func_ret, 5.17 */
+
 static __always_inline u64 read_u64(u64 base, u32 offset) {
   u64 value = 0;
   read_kernel(&value, sizeof(value), (void *)(base + offset));

@@ -75,6 +75,7 @@ struct calls {
   u64 start_ns; /* of the process, read once for each thread */
   u32 exec_id;
   u32 depth;
+  u64 socket; /* that tcp_sendmsg or tcp_recvmsg was entered with, until it returns; see sockets.bpf.c */
   struct call call[CALL_DEPTH];
 };
 

@@ -117,3 +117,58 @@ int socket_received_raw(struct bpf_raw_tracepoint_args *ctx) {
   observe((struct sock *)ctx->args[0], (s32)ctx->args[1], false);
   return 0;
 }
+
+/* Where those tracepoints are missing: tcp_sendmsg and tcp_recvmsg, left with what they moved (fexit, 5.5). A
+ * send through another protocol's functions (a socket in a sockmap, MPTCP) passes neither. */
+int tcp_sent(u64 *ctx) {
+  u64 moved = 0;
+  function_returned(ctx, &moved);
+  observe((struct sock *)ctx[0], (s32)moved, true);
+  return 0;
+}
+
+int tcp_received(u64 *ctx) {
+  u64 moved = 0;
+  if (function_returned(ctx, &moved))
+    return 0;
+  socket_ended((s32)moved);
+  observe((struct sock *)ctx[0], (s32)moved, true);
+  return 0;
+}
+
+/* And where functions may not be patched but by breakpoints: kprobes. The return knows only the result, so the
+ * entry leaves the socket with the thread; neither function calls the other, nor itself. */
+int tcp_entered(struct pt_regs *ctx) {
+  u64 id = bpf_get_current_pid_tgid();
+  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
+  if (calls && calls->depth)
+    calls->socket = PT_REGS_PARM1(ctx);
+  return 0;
+}
+
+/* Returns the socket that this thread's call was entered with; 0: outside TLS calls, or entered unseen. */
+static __always_inline u64 entered_with(void) {
+  u64 id = bpf_get_current_pid_tgid();
+  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
+  if (!calls)
+    return 0;
+  u64 sk = calls->socket;
+  calls->socket = 0;
+  return sk;
+}
+
+int tcp_sent_return(struct pt_regs *ctx) {
+  u64 sk = entered_with();
+  if (sk)
+    observe((struct sock *)sk, (s32)PT_REGS_RC(ctx), false);
+  return 0;
+}
+
+int tcp_received_return(struct pt_regs *ctx) {
+  u64 sk = entered_with();
+  if (!sk)
+    return 0;
+  socket_ended((s32)PT_REGS_RC(ctx));
+  observe((struct sock *)sk, (s32)PT_REGS_RC(ctx), false);
+  return 0;
+}

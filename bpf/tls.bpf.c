@@ -143,8 +143,8 @@ struct piece {
     bpf_ringbuf_submit(record, wakeup(state->shard));                                                          \
   }
 
-/* Room for small calls, messages, common buffer sizes (4, 8 KiB) and one TLS record (16 KiB). Steps of two
- * waste half of a record at worst; what is wasted is never touched, but it fills the ring. */
+/* Room for small calls, messages, common buffer sizes (4, 8 KiB), one TLS record (16 KiB), and pieces of large
+ * calls. Steps of two waste half of a record at worst; what is wasted is never touched, but it fills the ring. */
 EMIT_PIECE(64)
 EMIT_PIECE(320)
 EMIT_PIECE(832)
@@ -152,10 +152,20 @@ EMIT_PIECE(1856)
 EMIT_PIECE(4096)
 EMIT_PIECE(8192)
 EMIT_PIECE(16384)
+EMIT_PIECE(262144)
 
-/* Pieces of one call: 2,048 of 16 KiB are 32 MiB, as much as a ring of the default size holds. */
+/* A call of more than one TLS record is copied in pieces. The verifier walks every turn of a loop, and kernel 6.1
+ * gives up after a million instructions, so a large call takes large pieces: 128 of 256 KiB are 32 MiB, twice
+ * what a ring of the default size holds, in 144 turns; in pieces of 16 KiB it would be 2,048. */
 #define PIECE 16384
-#define MAX_PIECES 2048
+#define MAX_PIECES 16
+#define LARGE_PIECE 262144
+#define MAX_LARGE_PIECES 128
+
+static __always_inline void advance(struct piece *piece, u64 size) {
+  piece->from += size;
+  piece->offset += size;
+}
 
 static __always_inline void emit_data(struct conn_state *state, struct call *call, u64 size) {
   u32 shard = state->shard;
@@ -172,14 +182,21 @@ static __always_inline void emit_data(struct conn_state *state, struct call *cal
     state->conn.offset[SENT] += size;
 
   u64 rest = size;
+  piece.flags = FLAG_CONTINUED;
+  piece.size = LARGE_PIECE;
+  for (u32 i = 0; i < MAX_LARGE_PIECES; i++) {
+    if (rest <= LARGE_PIECE)
+      break;
+    emit_piece_262144(state, ring, &piece);
+    advance(&piece, LARGE_PIECE);
+    rest -= LARGE_PIECE;
+  }
+  piece.size = PIECE;
   for (u32 i = 0; i < MAX_PIECES; i++) {
     if (rest <= PIECE)
       break;
-    piece.size = PIECE;
-    piece.flags = FLAG_CONTINUED;
     emit_piece_16384(state, ring, &piece);
-    piece.from += PIECE;
-    piece.offset += PIECE;
+    advance(&piece, PIECE);
     rest -= PIECE;
   }
   piece.size = rest;

@@ -14,7 +14,6 @@ import mmap
 import os
 import platform
 import struct
-from typing import NamedTuple
 
 _SYSCALL = {"x86_64": (321, 298), "aarch64": (280, 241)}[platform.machine()]
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -26,13 +25,13 @@ F_XDP_HAS_FRAGS = 1 << 5
 
 PROG_KPROBE, PROG_SOCK_OPS, PROG_RAW_TRACEPOINT, PROG_TRACING = 2, 13, 17, 26
 PROG_SCHED_CLS, PROG_XDP = 3, 6
-ATTACH_NONE, ATTACH_SOCK_OPS, ATTACH_RAW_TP, ATTACH_ITER = 0, 3, 23, 28
+ATTACH_NONE, ATTACH_SOCK_OPS, ATTACH_RAW_TP, ATTACH_FEXIT, ATTACH_ITER = 0, 3, 23, 25, 28
 ATTACH_PERF_EVENT, ATTACH_UPROBE_MULTI = 41, 48
 ATTACH_XDP, ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS = 37, 46, 47
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD = 0, 1, 2, 3, 4, 5
 _MAP_GET_FD_BY_ID, OBJ_GET_INFO, _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 14, 15, 17, 28
-_PROG_RUN, _MAP_LOOKUP_BATCH, _ITER_CREATE = 10, 24, 33
+_MAP_LOOKUP_BATCH = 24
 _F_RDONLY = 1 << 3
 
 _UPROBE_MULTI_RETURN = 1
@@ -254,14 +253,15 @@ def prog_load(
 
     try:
         return attempt(None)
-    except OSError:
-        # Asking for the log costs time; only a refusal is worth it.
+    except OSError as refusal:
+        # Asking for the log costs time; only a refusal is worth it. Before 6.4 a log that is too small
+        # ends the attempt with ENOSPC, and what was kept is its beginning.
         log = ctypes.create_string_buffer(_LOG_BYTES)
         try:
             return attempt(log)
-        except OSError as error:
+        except OSError:
             tail = log.value.decode(errors="replace").strip().splitlines()[-12:]
-            raise VerifierError(error.errno or 0, "\n".join(tail)) from None
+            raise VerifierError(refusal.errno or 0, "\n".join(tail)) from None
 
 
 def raw_tracepoint_open(prog_fd: int, name: str = "") -> int:
@@ -280,67 +280,6 @@ def link_create(prog_fd: int, target: int, attach_type: int, cookie: int = 0, fl
     attr = bytearray(ATTR_BYTES)
     struct.pack_into("=IIIIQ", attr, 0, prog_fd, target, attach_type, flags, cookie)
     return call(_LINK_CREATE, attr)
-
-
-def iterator_run(prog_fd: int) -> None:
-    """Runs an iterator program (5.8) over everything there is, once; what it prints is thrown away."""
-    link = link_create(prog_fd, 0, ATTACH_ITER)
-    try:
-        attr = bytearray(ATTR_BYTES)
-        struct.pack_into("=II", attr, 0, link, 0)
-        iterator = call(_ITER_CREATE, attr)
-        try:
-            while True:
-                try:
-                    if not os.read(iterator, 4096):
-                        return
-                except BlockingIOError:
-                    continue  # a million objects without output: it wants to be asked again
-        finally:
-            os.close(iterator)
-    finally:
-        os.close(link)
-
-
-class Run(NamedTuple):
-    """What one test run of a program gave."""
-
-    retval: int
-    nanoseconds: int
-    """Of one repetition, on average."""
-    data: bytes
-    """The packet afterwards."""
-
-
-def prog_run(prog_fd: int, packet: bytes, repeat: int = 1, context: bytes = b"") -> Run:
-    """Runs a packet program on ``packet`` without a network (BPF_PROG_TEST_RUN); raises OSError.
-
-    The interface it sees is this namespace's loopback, unless ``context`` (a struct __sk_buff) says another.
-    The kernel refuses packets of less than an Ethernet header, 14 bytes.
-    """
-    into = ctypes.create_string_buffer(len(packet) + 256)
-    source = ctypes.create_string_buffer(packet, len(packet))
-    about = ctypes.create_string_buffer(context, len(context))
-    attr = bytearray(ATTR_BYTES)
-    struct.pack_into(
-        "=IIIIQQIIIIQ",
-        attr,
-        0,
-        prog_fd,
-        0,
-        len(packet),
-        len(into),
-        ctypes.addressof(source),
-        ctypes.addressof(into),
-        repeat,
-        0,
-        len(context),
-        0,
-        ctypes.addressof(about) if context else 0,
-    )
-    call(_PROG_RUN, attr)
-    retval, _size_in, size = struct.unpack_from("=III", attr, 4)
-    return Run(retval, struct.unpack_from("=I", attr, 36)[0], into.raw[:size])
 
 
 def uprobe_multi_link(
@@ -373,12 +312,24 @@ def uprobe_multi_link(
 
 def uprobe_perf_link(prog_fd: int, path: str, offset: int, cookie: int, *, returns: bool) -> list[int]:
     """The same for one place through perf_event_open (kernel 5.15); returns the fds to keep open."""
-    with open("/sys/bus/event_source/devices/uprobe/type", encoding="ascii") as file:
+    return _perf_link(prog_fd, "uprobe", path, offset, cookie, returns=returns)
+
+
+def kprobe_perf_link(prog_fd: int, function: str, *, returns: bool) -> list[int]:
+    """A kprobe at a kernel function's entry or return; returns the fds to keep open.
+
+    FileNotFoundError: this kernel has no kprobes.
+    """
+    return _perf_link(prog_fd, "kprobe", function, 0, 0, returns=returns)
+
+
+def _perf_link(prog_fd: int, source: str, name: str, offset: int, cookie: int, *, returns: bool) -> list[int]:
+    with open(f"/sys/bus/event_source/devices/{source}/type", encoding="ascii") as file:
         kind = int(file.read())
-    name = ctypes.create_string_buffer(os.fsencode(path))
+    text = ctypes.create_string_buffer(os.fsencode(name))
     attr = bytearray(128)
     struct.pack_into("=IIQ", attr, 0, kind, len(attr), 1 if returns else 0)
-    struct.pack_into("=QQ", attr, 56, ctypes.addressof(name), offset)
+    struct.pack_into("=QQ", attr, 56, ctypes.addressof(text), offset)
     buffer = (ctypes.c_char * len(attr)).from_buffer(attr)
     event: int = _LIBC.syscall(_SYSCALL[1], buffer, -1, 0, -1, 8)  # 8: PERF_FLAG_FD_CLOEXEC
     if event < 0:

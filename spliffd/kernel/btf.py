@@ -106,6 +106,10 @@ class Btf:
         """Id that an iterator program is loaded with (the kernel's bpf_iter_ function)."""
         return self.type_id(f"bpf_iter_{name}", 12)
 
+    def function_id(self, name: str) -> int:
+        """Id that a program at the entry or exit of a kernel function is loaded with."""
+        return self.type_id(name, 12)
+
     def offset(self, struct_name: str, member: str) -> int:
         """Byte offset of ``member`` in ``struct_name``."""
         bits = self._bits(self.type_id(struct_name, _KIND_STRUCT), member.encode())

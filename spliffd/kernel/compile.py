@@ -39,6 +39,11 @@ PROGRAMS = (
     "socket_received",
     "socket_sent_raw",
     "socket_received_raw",
+    "tcp_sent",
+    "tcp_received",
+    "tcp_entered",
+    "tcp_sent_return",
+    "tcp_received_return",
     "socket_ops",
     "state_changed",
     "state_changed_raw",
@@ -55,6 +60,7 @@ PROGRAMS = (
     "process_exit",
 )
 TYPED_TRACEPOINTS = ("sock_send_length", "sock_recv_length")
+TCP_FUNCTIONS = ("tcp_sendmsg", "tcp_recvmsg")
 STATE_TRACEPOINT = "inet_sock_set_state"
 ITERATOR = "task_file"
 
@@ -77,6 +83,8 @@ class Compiled(msgspec.Struct):
     """Type ids of typed tracepoints that this kernel has."""
     iterators: dict[str, int] = {}
     """The same of iterators."""
+    functions: dict[str, int] = {}
+    """And of functions."""
     bcc: str = ""
     error: str = ""
     remedy: str = ""
@@ -179,12 +187,15 @@ def _unprivileged(work: Callable[[], Compiled], uid: int, gid: int) -> Compiled:
 
 def _compile(bcc: Any, btf: Btf, text: str, headers: Path) -> Compiled:
     offsets = all_offsets(btf)
-    tracepoints, iterators = {}, {}
+    tracepoints, iterators, functions = {}, {}, {}
     for name in (*TYPED_TRACEPOINTS, STATE_TRACEPOINT):
         with contextlib.suppress(LookupError):  # older than 6.3: the loader takes another path
             tracepoints[name] = btf.tracepoint_id(name)
     with contextlib.suppress(LookupError):
         iterators[ITERATOR] = btf.iterator_id(ITERATOR)
+    for name in TCP_FUNCTIONS:
+        with contextlib.suppress(LookupError):
+            functions[name] = btf.function_id(name)
     flags = [f"-DOFF_{name}={value}" for name, value in offsets.items()]
     # A return probe sees the stack after the return address was popped (x86); arm64 pushes none.
     flags += [f"-DRETURN_SP_SHIFT={8 if os.uname().machine == 'x86_64' else 0}", "-Wno-macro-redefined"]
@@ -196,7 +207,12 @@ def _compile(bcc: Any, btf: Btf, text: str, headers: Path) -> Compiled:
         start = lib.bpf_function_start(compiled.module, name.encode())
         code[name] = ctypes.string_at(start, lib.bpf_function_size(compiled.module, name.encode()))
     return Compiled(
-        code=code, offsets=offsets, tracepoints=tracepoints, iterators=iterators, bcc=str(bcc.__version__)
+        code=code,
+        offsets=offsets,
+        tracepoints=tracepoints,
+        iterators=iterators,
+        functions=functions,
+        bcc=str(bcc.__version__),
     )
 
 

@@ -8,13 +8,12 @@ counter offset that breaks other tracers).
 
 from __future__ import annotations
 
-import errno
 import os
 
 import msgspec
 
 from spliffd.counters import LIBRARIES
-from spliffd.kernel import bpf, records
+from spliffd.kernel import bpf, records, ways
 from spliffd.kernel.compile import STATE_TRACEPOINT
 from spliffd.kernel.loader import Programs
 
@@ -81,18 +80,17 @@ def _attach(
     offsets = [p.offset for p in probes]
     cookies = [attach_cookie(p, library) for p in probes]
     if programs.uprobe_multi:
-        try:
-            link = bpf.uprobe_multi_link(programs.fd[program], path, offsets, cookies, returns=at_return)
-            return [link]
-        except OSError as error:
-            # EINVAL also means a bad offset: the perf flavour below then says so for the one place.
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise
-            programs.load_perf_flavour()
-    fds: list[int] = []
-    for offset, cookie in zip(offsets, cookies, strict=True):
-        fds += bpf.uprobe_perf_link(programs.fd[program], path, offset, cookie, returns=at_return)
-    return fds
+        return [bpf.uprobe_multi_link(programs.fd[program], path, offsets, cookies, returns=at_return)]
+    attached = Attached([])
+    try:
+        for offset, cookie in zip(offsets, cookies, strict=True):
+            attached.fds += bpf.uprobe_perf_link(
+                programs.fd[program], path, offset, cookie, returns=at_return
+            )
+    except OSError:
+        attached.close()
+        raise
+    return attached.fds
 
 
 def attach_processes(programs: Programs) -> Attached:
@@ -106,18 +104,23 @@ def attach_processes(programs: Programs) -> Attached:
 
 
 def attach_sockets(programs: Programs) -> tuple[Attached, str]:
-    """Socket operations inside TLS calls; returns also which flavour it is.
+    """Socket operations inside TLS calls, in the first way that this kernel takes; returns also which.
 
-    Raises OSError (ENOENT) on kernels older than 6.3, which do not have these tracepoints.
+    Raises OSError that says why it takes none.
     """
-    if programs.typed_sockets:
-        fds = [bpf.raw_tracepoint_open(programs.fd[name]) for name in ("socket_sent", "socket_received")]
-        return Attached(fds), "typed tracepoints sock_send_length, sock_recv_length"
-    fds = [
-        bpf.raw_tracepoint_open(programs.fd["socket_sent_raw"], "sock_send_length"),
-        bpf.raw_tracepoint_open(programs.fd["socket_received_raw"], "sock_recv_length"),
-    ]
-    return Attached(fds), "raw tracepoints sock_send_length, sock_recv_length"
+    refusals: list[str] = []
+    for way in programs.socket_ways:
+        attached = Attached([])
+        try:
+            programs.load_way(way)
+            for hook in way.hooks:
+                attached.fds += ways.attach(way, hook, programs.fd[hook.program])
+        except OSError as error:
+            attached.close()
+            refusals.append(f"{way.text}: {error.strerror}")
+            continue
+        return attached, way.text
+    raise OSError("; ".join(refusals))
 
 
 def attach_states(programs: Programs) -> tuple[Attached, str]:

@@ -7,26 +7,24 @@ Source of the instruction format: Documentation/bpf/standardization/instruction-
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 from spliffd.errors import HostError
-from spliffd.kernel import bpf
+from spliffd.kernel import bpf, probes, ways
 from spliffd.kernel.compile import ITERATOR, STATE_TRACEPOINT, Compiled
 from spliffd.kernel.maps import NUMBERS, Maps
 
 _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
 
-# program -> (type, attach type)
 _KINDS = {
     "tls_enter": bpf.PROG_KPROBE,
     "tls_exit": bpf.PROG_KPROBE,
     "tls_set_fd": bpf.PROG_KPROBE,
     "tls_end": bpf.PROG_KPROBE,
-    "socket_sent_raw": bpf.PROG_RAW_TRACEPOINT,
-    "socket_received_raw": bpf.PROG_RAW_TRACEPOINT,
-    "state_changed_raw": bpf.PROG_RAW_TRACEPOINT,
     "process_exec": bpf.PROG_RAW_TRACEPOINT,
     "process_exit": bpf.PROG_RAW_TRACEPOINT,
     "socket_ops": bpf.PROG_SOCK_OPS,
@@ -41,50 +39,54 @@ _KINDS = {
 }
 
 
-_SPARE = ("socket_sent_raw", "socket_received_raw", "state_changed_raw")
-"""Needed only where the typed tracepoints cannot be had."""
-
 LOADERS = 2
 """Threads that load: the daemon's own share of a large host at start, too."""
 
 
-def relocate(code: bytes, maps: Maps) -> bytes:
-    """Replaces the numbers of bpf/maps.h by fds in every 64-bit immediate load marked as a map."""
+def relocate(code: bytes, fds: dict[str, int]) -> bytes:
+    """Replaces the numbers of bpf/maps.h by ``fds`` in every 64-bit immediate load marked as a map."""
     out = bytearray(code)
     at = 0
     while at < len(out):
         if out[at] == _LD_IMM64:
             if out[at + 1] >> 4 == _PSEUDO_MAP_FD:
                 number = int.from_bytes(out[at + 4 : at + 8], "little")
-                out[at + 4 : at + 8] = maps.fd[NUMBERS[number]].to_bytes(4, "little")
+                out[at + 4 : at + 8] = fds[NUMBERS[number]].to_bytes(4, "little")
             at += 8  # the instruction is two slots long
         at += 8
     return bytes(out)
 
 
 class Programs:
-    """Loaded programs by name, and whether uprobes can be attached many at a time."""
+    """Loaded programs by name; what depends on the kernel is loaded in the first way that it takes.
 
-    def __init__(self, compiled: Compiled, maps: Maps) -> None:
+    ``uprobe_multi`` and ``socket_ways`` are for tests of the ways that this kernel would not choose.
+    """
+
+    def __init__(
+        self,
+        compiled: Compiled,
+        maps: Maps,
+        *,
+        uprobe_multi: bool | None = None,
+        socket_ways: tuple[ways.SocketWay, ...] = ways.SOCKET_WAYS,
+    ) -> None:
         self.fd: dict[str, int] = {}
-        self.uprobe_multi = True
-        self.typed_sockets = False
+        self.uprobe_multi = probes.has_uprobe_multi() if uprobe_multi is None else uprobe_multi
+        """Whether one link attaches many uprobes; else there is a perf event for each."""
         self.typed_states = False
         self.seeding = ""
         """Why sockets older than the daemon cannot be found; empty when they can."""
+        self.socket_ways = socket_ways
         self._compiled = compiled
         self._maps = maps
-        # The verifier takes up to 0.3 s for one, 1.2 s for all: two at a time, the largest first.
+        # The verifier takes up to 0.1 s for one: two at a time, the largest first.
         with ThreadPoolExecutor(LOADERS) as loaders:
-            seeding = loaders.submit(self._load_seeding)
-            typed = loaders.submit(self._load_typed)
+            others = [
+                loaders.submit(work) for work in (self._load_seeding, self._load_states, self._load_sockets)
+            ]
             largest = sorted(_KINDS, key=lambda name: -len(compiled.code[name]))
-            plain = [loaders.submit(self._load_plain, name) for name in largest if name not in _SPARE]
-            typed.result()
-            spare = set() if self.typed_sockets else {"socket_sent_raw", "socket_received_raw"}
-            spare |= set() if self.typed_states else {"state_changed_raw"}
-            plain += [loaders.submit(self._load_plain, name) for name in spare]
-            for each in (*plain, seeding):
+            for each in (*[loaders.submit(self._load_plain, name) for name in largest], *others):
                 each.result()
 
     def _load_plain(self, name: str) -> None:
@@ -105,31 +107,40 @@ class Programs:
             ) from None
 
     def _load(self, name: str, kind: int, attach: int, btf_id: int = 0, flags: int = 0) -> int:
-        code = relocate(self._compiled.code[name], self._maps)
-        return bpf.prog_load(kind, code, name, attach, btf_id, flags)
-
-    def _load_typed(self) -> None:
-        """Typed tracepoint programs, where the kernel has the tracepoints and allows them.
-
-        Where it does not, the plain ones serve; `spliffctl status` shows which.
-        """
-        self.typed_sockets = all(
-            [
-                self._load_tracepoint("socket_sent", "sock_send_length"),
-                self._load_tracepoint("socket_received", "sock_recv_length"),
-            ]
+        return bpf.prog_load(
+            kind, relocate(self._compiled.code[name], self._maps.fd), name, attach, btf_id, flags
         )
-        self.typed_states = self._load_tracepoint("state_changed", STATE_TRACEPOINT)
 
-    def _load_tracepoint(self, name: str, tracepoint: str) -> bool:
-        btf_id = self._compiled.tracepoints.get(tracepoint)
-        if btf_id is None:
-            return False
-        try:
-            self.fd[name] = self._load(name, bpf.PROG_TRACING, bpf.ATTACH_RAW_TP, btf_id)
-        except OSError:
-            return False
-        return True
+    def _load_states(self) -> None:
+        """The tracepoint of socket states, typed where the kernel has that and allows it, else plain."""
+        btf_id = self._compiled.tracepoints.get(STATE_TRACEPOINT)
+        if btf_id is not None:
+            with contextlib.suppress(OSError):
+                self.fd["state_changed"] = self._load(
+                    "state_changed", bpf.PROG_TRACING, bpf.ATTACH_RAW_TP, btf_id
+                )
+                self.typed_states = True
+                return
+        self.fd["state_changed_raw"] = self._load(
+            "state_changed_raw", bpf.PROG_RAW_TRACEPOINT, bpf.ATTACH_NONE
+        )
+
+    def _load_sockets(self) -> None:
+        """The first way to observe sockets that can be loaded; ``links`` goes on if it cannot be attached."""
+        for way in self.socket_ways:
+            with contextlib.suppress(OSError):
+                self.load_way(way)
+                return
+
+    def load_way(self, way: ways.SocketWay) -> None:
+        """Loads the programs of a way to observe sockets; raises OSError."""
+        known = {**self._compiled.tracepoints, **self._compiled.functions}
+        for hook in way.hooks:
+            if hook.target not in known:
+                raise OSError(errno.ENOENT, f"this kernel has no {hook.target}")
+            if hook.program not in self.fd:
+                btf_id = known[hook.target] if way.kind == bpf.PROG_TRACING else 0
+                self.fd[hook.program] = self._load(hook.program, way.kind, way.attach, btf_id)
 
     def _load_seeding(self) -> None:
         """The iterator over all descriptors, where the kernel has it and allows it."""
@@ -143,7 +154,7 @@ class Programs:
             self.seeding = f"the kernel refuses the iterator {ITERATOR}: {error}: {error.log}"
 
     def load_perf_flavour(self) -> None:
-        """Loads the uprobe programs anew for perf-event links (kernels without uprobe_multi)."""
+        """Loads the uprobe programs anew for perf-event links; what is attached stays as it is."""
         self.uprobe_multi = False
         for name, kind in _KINDS.items():
             if kind == bpf.PROG_KPROBE:

@@ -53,7 +53,7 @@ INTERFACE_COUNT = 16
 PROCESS_RING_BYTES = 256 << 10
 """Exec events: 8,192 of them while the supervisor is busy."""
 
-CALLS_VALUE = 16 + 4 * 48
+CALLS_VALUE = 24 + 4 * 48
 CONN_KEY, CONN_VALUE = 24, 152
 FLOW_KEY, FLOW_VALUE = 48, 32
 SETTINGS = struct.Struct(f"=7I4xQ{2 * SCOPE_SLOTS}Q")

@@ -21,6 +21,7 @@ from spliffd.errors import FailedError, HostError, UsageError
 from spliffd.journal import logger
 from spliffd.kernel import cache, links, runs
 from spliffd.kernel import compile as compiler
+from spliffd.kernel.features import UPROBES
 from spliffd.kernel.flows import Sweeper
 from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import FLOWS, MAX_UIDS, SCOPE_SLOTS, Maps
@@ -105,6 +106,7 @@ class Kernel:
             raise HostError(
                 "the kernel refuses to make eBPF maps", "run as root; `spliffd doctor` says what is missing"
             ) from None
+        self._note("attach", "ok", UPROBES[self.programs.uprobe_multi])
         self._sweeper = Sweeper(self.maps.fd["flows"], FLOWS)
         self._attached: list[links.Attached] = []
         self._sock_ops_attached = False

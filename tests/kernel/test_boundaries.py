@@ -55,6 +55,22 @@ print(hashlib.sha256(data).hexdigest(), len(retries))
 """
 
 
+def test_a_call_beyond_the_limit_leaves_a_gap_of_known_size(lab: Lab):
+    total, limit = 40 * MIB, 32 * MIB + 17 * 16384
+    _, port = serve(lab, "sink", str(total))
+    with Tracer(lab, ring_mib=128) as tracer:
+        client(lab, port, "send", total, total)
+        time.sleep(0.2)
+        sent = [r for r in tracer.read() if r.kind == records.DATA and r.direction == records.SENT]
+        counted = tracer.counters()
+
+        upload = [r for r in sent if r.conn.generation == max(sent, key=lambda r: r.size).conn.generation]
+        assert sum(len(r.payload) for r in upload) == limit
+        assert sum(r.size for r in upload) == total
+        assert counted["oversize_bytes"] == total - limit
+        assert "ring_full_data_bytes" not in counted
+
+
 def test_reused_pointers_are_different_connections(lab: Lab):
     _, port = serve(lab, "echo")
     with Tracer(lab) as tracer:
