@@ -46,7 +46,7 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 _NOTE = struct.Struct("<III")
 _MACHINES = {62: "x86-64", 183: "aarch64"}
 _PT_LOAD, _PT_NOTE = 1, 4
-_SHT_PROGBITS, _SHT_SYMTAB, _SHT_DYNSYM, _SHT_GNU_VERSYM = 1, 2, 11, 0x6FFFFFFF
+_SHT_PROGBITS, _SHT_SYMTAB, _SHT_NOBITS, _SHT_DYNSYM, _SHT_GNU_VERSYM = 1, 2, 8, 11, 0x6FFFFFFF
 _STT_FUNC = 2
 _SHN_UNDEF, _SHN_LORESERVE = 0, 0xFF00
 _VERSION_HIDDEN = 0x8000
@@ -74,6 +74,14 @@ class Segment(NamedTuple):
     offset: int
     size: int
     executable: bool
+
+
+class Section(NamedTuple):
+    """One section: its address once loaded, and where its content lies in the file, in bytes."""
+
+    address: int
+    offset: int
+    size: int
 
 
 class _Table(NamedTuple):
@@ -167,6 +175,7 @@ class Image:
         self._tables: dict[str, _Table] = {}
         self._plt: list[tuple[int, int]] = []
         names_at = headers[names_index][4] if names_index < len(headers) else self.size
+        self._named = [(names_at + row[0], row[1], Section(*row[3:6])) for row in headers]
         versions = (0, 0)
         for name, kind, _, address, offset, size, *_ in headers:
             if kind == _SHT_GNU_VERSYM:
@@ -212,6 +221,22 @@ class Image:
             if segment.executable and 0 <= inside < segment.size:
                 return self._slice(segment.offset + inside, min(length, segment.size - inside))
         return b""
+
+    def section(self, *names: str) -> Section | None:
+        """The first section of one of these names whose content is in the file."""
+        for at, kind, section in self._named:
+            named = any(self._slice(at, len(name) + 1) == name.encode() + b"\0" for name in names)
+            if named and kind != _SHT_NOBITS and section.offset + section.size <= self.size:
+                return section
+        return None
+
+    def content(self, offset: int, size: int) -> bytes:
+        """``size`` bytes of the file, less at its end."""
+        return self._slice(offset, size) if offset >= 0 and size > 0 else b""
+
+    def find(self, pattern: bytes, start: int, end: int) -> int:
+        """File offset of ``pattern`` between two file offsets, -1 without one."""
+        return self._map.find(pattern, start, end)
 
     def in_plt(self, address: int) -> bool:
         """Whether ``address`` is a stub of the procedure linkage table."""

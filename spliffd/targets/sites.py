@@ -12,12 +12,12 @@ from typing import Literal
 import msgspec
 
 Op = Literal["read", "write", "handshake", "connect", "accept", "set_fd", "free", "clear"]
-Flavour = Literal["count", "pointer", "none"]
-Placement = Literal["entry", "internal"]
+Flavour = Literal["count", "pointer", "none", "register", "stack"]
+Placement = Literal["entry", "internal", "return"]
 State = Literal["attach", "skipped", "refused"]
 
-MAX_SITES = 32
-"""OpenSSL needs ten at most; an answer with more is not one of ours."""
+MAX_SITES = 96
+"""OpenSSL needs ten, Go 48: one for each RET; an answer with more is not one of ours."""
 
 MAX_TEXT = 1024
 """Longest text in an answer: a proof or a reason is one sentence."""
@@ -43,9 +43,10 @@ class Site(msgspec.Struct, frozen=True, array_like=True):
     flavour: Flavour
     """How to learn the bytes done: "count": the return value, if positive, is the number of bytes;
     "pointer": a return value > 0 means success and the number is at ``*(size_t *)`` fourth argument;
-    "none": the call moves no plaintext."""
+    "none": the call moves no plaintext; "register", "stack": a Go method, by its calling convention."""
     placement: Placement
-    """"entry": at the exported function; "internal": at the function that the exported ones share."""
+    """"entry": at the exported function; "internal": at the function that the exported ones share;
+    "return": at a RET instruction of a function that has a site at its beginning, too."""
     proof: str
     """Why the arguments are intact there, in one sentence."""
 

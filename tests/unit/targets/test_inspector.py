@@ -212,7 +212,7 @@ SITE = Site("SSL_free", 4096, False, "free", "none", "entry", "")
         (Inspection("skipped", reason="no TLS"), ""),
         (Inspection("attach"), "state attach with 0 probe sites"),
         (Inspection("refused", sites=[SITE]), "state refused with 1 probe sites"),
-        (Inspection("attach", sites=[SITE] * 33), "33 probe sites, at most 32 make sense"),
+        (Inspection("attach", sites=[SITE] * 97), "97 probe sites, at most 96 make sense"),
         (Inspection("attach", sites=[SITE] * 2), "the same probe site twice"),
         (Inspection("skipped", reason="x" * 1025), "a text of more than 1024 characters"),
         (
