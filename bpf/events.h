@@ -14,6 +14,8 @@ enum flavour {
   FLAVOUR_NONE = 0,
   FLAVOUR_COUNT = 1,   /* the return value is the byte count (SSL_read) */
   FLAVOUR_POINTER = 2, /* return > 0 means success, the count is at *(size_t *)arg4 (SSL_read_ex) */
+  FLAVOUR_REGISTER = 3, /* Go 1.17 and later: arguments and results in registers */
+  FLAVOUR_STACK = 4, /* Go before: on the stack */
 };
 
 /* A return of 0 from this read means that the peer has closed its direction (not so for SSL_read_ex). */

@@ -15,6 +15,7 @@
  * | scope     | index -> cgroup                  | 32     | supervisor; 0-15 in scope, 16-31 not     |
  * | uids      | uid -> 1 in scope, 2 excluded    | 1,024  | supervisor                               |
  * | calls     | pid_tgid -> struct calls         | 32,768 | thread exit; LRU beyond                  |
+ * | goroutines | struct go_key -> struct go_call | 32,768 | end of the call; LRU beyond              |
  * | conns     | struct conn_key -> struct conn_state | 32,768 | SSL_free; LRU beyond (worker counts)  |
  * | speakers  | tgid -> start_ns                 | 8,192  | process exit; LRU beyond                 |
  * | cookies   | struct flow_key -> struct flow_cookie | 65,536 | close of the socket; LRU beyond     |
@@ -38,6 +39,7 @@
 #define MAP_COOKIES MAP(1011)
 #define MAP_FLOWS MAP(1012)
 #define MAP_BLANK MAP(1013) /* what a new entry of `flows` is copied from: too large for the stack */
+#define MAP_GOROUTINES MAP(1016)
 #define MAP_INTERFACES MAP(1014) /* the supervisor makes the entries of interfaces that have a hook */
 
 #define SCOPE_SLOTS 16
@@ -78,6 +80,26 @@ struct calls {
   u64 socket; /* that tcp_sendmsg or tcp_recvmsg was entered with, until it returns; see sockets.bpf.c */
   struct call call[CALL_DEPTH];
 };
+
+/* A call in a Go program; see go.bpf.c. */
+struct go_key {
+  u64 g;
+  u32 tgid;
+  u32 depth; /* of the frame, in bytes from the end of the goroutine's stack */
+};
+
+struct go_call {
+  u64 start_ns; /* of the process */
+  u64 conn;     /* *tls.Conn */
+  u64 generation; /* of the connection when the call began; 0: none yet */
+  u64 buffer; /* with `moves`: in bytes from the end of the goroutine's stack */
+  u64 room;
+  u64 start;
+  u32 exec_id;
+  u16 op;
+  u16 moves;
+};
+_Static_assert(sizeof(struct go_call) == 56, "maps.py counts on it");
 
 struct conn_key {
   u32 tgid;

@@ -31,22 +31,24 @@ static __always_inline bool learn_socket(struct conn_state *state, u64 sk, u64 c
   return true;
 }
 
-/* fd -> file -> socket -> sock, of the current process; only for descriptors that SSL_set_fd named. */
-static __always_inline bool walk_fd(struct conn_state *state) {
-  if (state->fd < 0)
-    return false;
+/* fd -> file -> socket -> sock, of the current process; 0 for what is no socket. */
+static __always_inline u64 socket_of_fd(u32 fd) {
   u64 files = read_u64(bpf_get_current_task(), OFF_task_files);
   u64 table = read_u64(files, OFF_files_fdt);
-  u32 fd = state->fd;
   if (fd >= read_u32(table, OFF_fdt_max_fds))
-    return false;
+    return 0;
   u64 file = read_u64(read_u64(table, OFF_fdt_fd), fd * 8);
   if (!file)
-    return false;
+    return 0;
   u16 mode = read_u16(read_u64(file, OFF_file_inode), OFF_inode_mode);
   if ((mode & 0170000) != 0140000) /* S_ISSOCK: private_data is a struct socket */
-    return false;
-  u64 sk = read_u64(read_u64(file, OFF_file_private_data), OFF_socket_sk);
+    return 0;
+  return read_u64(read_u64(file, OFF_file_private_data), OFF_socket_sk);
+}
+
+/* Only for descriptors that SSL_set_fd named. */
+static __always_inline bool walk_fd(struct conn_state *state) {
+  u64 sk = state->fd < 0 ? 0 : socket_of_fd(state->fd);
   if (!sk)
     return false;
   return learn_socket(state, sk, read_u64(sk, OFF_sk_cookie), METHOD_FD);

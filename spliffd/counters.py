@@ -67,7 +67,7 @@ HOOK_MODES: tuple[tuple[str, str], ...] = (
 )
 """The ways an interface's packets can be seen."""
 
-TABLES: tuple[str, ...] = ("calls", "conns", "speakers", "cookies", "flows")
+TABLES: tuple[str, ...] = ("calls", "goroutines", "conns", "speakers", "cookies", "flows")
 """The kernel's bounded tables, by the names of bpf/maps.h."""
 
 SUPERVISOR: tuple[str, ...] = (

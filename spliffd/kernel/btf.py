@@ -8,6 +8,7 @@ unions are walked, as the compiler would. Runs in the compile child only: libbpf
 from __future__ import annotations
 
 import ctypes
+import os
 
 # name used in the eBPF programs (OFF_name) -> (struct, member path)
 OFFSETS: dict[str, tuple[str, str]] = {
@@ -141,4 +142,8 @@ class Btf:
 
 def all_offsets(btf: Btf) -> dict[str, int]:
     """Every offset that the programs use."""
-    return {name: btf.offset(*where) for name, where in OFFSETS.items()}
+    offsets = {name: btf.offset(*where) for name, where in OFFSETS.items()}
+    if os.uname().machine == "x86_64":
+        # Where a thread's own memory begins: Go programs before 1.17 keep the goroutine there.
+        offsets["task_fsbase"] = btf.offset("task_struct", "thread") + btf.offset("thread_struct", "fsbase")
+    return offsets

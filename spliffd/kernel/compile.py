@@ -28,13 +28,16 @@ from spliffd import privileges
 from spliffd.errors import HostError
 from spliffd.kernel.btf import Btf, all_offsets
 
-SOURCES = ("tls.bpf.c", "flows.bpf.c", "sockets.bpf.c", "packets.bpf.c", "processes.bpf.c")
+SOURCES = ("tls.bpf.c", "flows.bpf.c", "sockets.bpf.c", "go.bpf.c", "packets.bpf.c", "processes.bpf.c")
 HEADERS = ("events.h", "maps.h", "common.bpf.h")
 PROGRAMS = (
     "tls_enter",
     "tls_exit",
     "tls_set_fd",
     "tls_end",
+    "go_enter",
+    "go_exit",
+    "go_end",
     "socket_sent",
     "socket_received",
     "socket_sent_raw",

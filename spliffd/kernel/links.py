@@ -26,6 +26,8 @@ class Probe(msgspec.Struct):
     flavour: str
     returns: bool
     zero_is_eof: bool = False
+    placement: str = "entry"
+    """"return": at a RET instruction."""
 
 
 def attach_cookie(probe: Probe, library: str) -> int:
@@ -51,6 +53,14 @@ class Attached:
 _ENTER = {"set_fd": "tls_set_fd", "free": "tls_end", "clear": "tls_end"}
 
 
+def _enter_program(library: str, probe: Probe) -> str:
+    if library != "go":
+        return _ENTER.get(probe.op, "tls_enter")
+    if probe.placement == "return":
+        return "go_exit"
+    return "go_end" if probe.op == "free" else "go_enter"
+
+
 def attach_library(programs: Programs, path: str, library: str, probes: list[Probe]) -> Attached:
     """Attaches all ``probes`` to the file at ``path``, for every process that maps it.
 
@@ -58,11 +68,11 @@ def attach_library(programs: Programs, path: str, library: str, probes: list[Pro
     being seen without its end. Raises OSError when the kernel refuses.
     """
     groups: list[tuple[str, bool, list[Probe]]] = []
-    returns = [p for p in probes if p.returns]
-    groups.append(("tls_exit", True, returns))
-    for program in ("tls_set_fd", "tls_end", "tls_enter"):
-        members = [p for p in probes if _ENTER.get(p.op, "tls_enter") == program]
-        groups.append((program, False, members))
+    groups.append(("tls_exit", True, [p for p in probes if p.returns]))
+    groups += [
+        (program, False, [p for p in probes if _enter_program(library, p) == program])
+        for program in ("go_exit", "go_end", "go_enter", "tls_set_fd", "tls_end", "tls_enter")
+    ]
     attached = Attached([])
     try:
         for program, at_return, members in groups:

@@ -33,12 +33,15 @@ NUMBERS = {
     1012: "flows",
     1013: "blank",
     1014: "interfaces",
+    1016: "goroutines",
 }
 
 SCOPE_SLOTS = 16
 MAX_UIDS = 1024
 CALLS = 32768
 """Threads that ever made a TLS call and live: the default pid limit of a host."""
+GOROUTINES = 32768
+"""Calls under way in Go programs: one for each connection that waits for data."""
 CONNS = 32768
 """Live TLS objects; the least recently used goes first, and the worker counts it."""
 SPEAKERS = 8192
@@ -54,6 +57,7 @@ PROCESS_RING_BYTES = 256 << 10
 """Exec events: 8,192 of them while the supervisor is busy."""
 
 CALLS_VALUE = 24 + 4 * 48
+GO_KEY, GO_VALUE = 16, 56
 CONN_KEY, CONN_VALUE = 24, 152
 FLOW_KEY, FLOW_VALUE = 48, 32
 SETTINGS = struct.Struct(f"=7I4xQ{2 * SCOPE_SLOTS}Q")
@@ -84,6 +88,7 @@ class Maps:
             "scope": make(bpf.MAP_CGROUP_ARRAY, 4, 4, 2 * SCOPE_SLOTS, name="scope"),
             "uids": make(bpf.MAP_HASH, 4, 1, MAX_UIDS, name="uids"),
             "calls": make(bpf.MAP_LRU_HASH, 8, CALLS_VALUE, CALLS, name="calls"),
+            "goroutines": make(bpf.MAP_LRU_HASH, GO_KEY, GO_VALUE, GOROUTINES, name="goroutines"),
             "conns": make(bpf.MAP_LRU_HASH, CONN_KEY, CONN_VALUE, CONNS, name="conns"),
             "speakers": make(bpf.MAP_LRU_HASH, 4, 8, SPEAKERS, name="speakers"),
             "cookies": make(bpf.MAP_LRU_HASH, FLOW_KEY, FLOW_VALUE, COOKIES, name="cookies"),

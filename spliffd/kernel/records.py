@@ -25,7 +25,7 @@ OPS = {
     "clear": 8,
 }
 # enum flavour
-FLAVOURS = {"none": 0, "count": 1, "pointer": 2}
+FLAVOURS = {"none": 0, "count": 1, "pointer": 2, "register": 3, "stack": 4}
 COOKIE_ZERO_IS_EOF = 1 << 24
 
 # enum record_kind

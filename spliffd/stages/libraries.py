@@ -203,4 +203,4 @@ def probe_of(site: Site) -> Probe:
     every failure.
     """
     eof = site.op == "read" and (site.placement == "internal" or site.flavour == "count")
-    return Probe(site.offset, site.op, site.flavour, site.return_probe, eof)
+    return Probe(site.offset, site.op, site.flavour, site.return_probe, eof, site.placement)

@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * TLS of Go programs: the methods of *tls.Conn.
+ *
+ * A goroutine may begin a call on one thread and end it on another, and its stack may be copied elsewhere in
+ * between. So a call is known by its goroutine and by how deep its frame lies below the top of the stack,
+ * which copying does not change. Returns are probed at each RET: a return probe would put a foreign return
+ * address on a stack that the runtime walks, and crash the program.
+ *
+ * Arguments are in rax, rbx, rcx and the goroutine in r14 (src/cmd/compile/abi-internal.md); before Go 1.17
+ * they are on the stack, and the goroutine is at fs:-8. Either way a goroutine begins with the bounds of its
+ * stack (runtime.g), and unless the stack pointer lies within them, nothing is believed.
+ */
+
+#define GO_MAX_TRANSFER (1 << 30)
+
+struct go_frame {
+  u64 g;
+  u64 high; /* end of the goroutine's stack */
+  u64 low;
+  u64 sp;
+  bool on_stack; /* arguments and results */
+};
+
+#if defined(__x86_64__) || defined(__TARGET_ARCH_x86)
+#define GO_G(ctx) ((ctx)->r14)
+#define GO_ARGUMENT_0(ctx) ((ctx)->ax)
+#define GO_ARGUMENT_1(ctx) ((ctx)->bx)
+#define GO_ARGUMENT_2(ctx) ((ctx)->cx)
+#else
+#define GO_G(ctx) ((ctx)->regs[28])
+#define GO_ARGUMENT_0(ctx) ((ctx)->regs[0])
+#define GO_ARGUMENT_1(ctx) ((ctx)->regs[1])
+#define GO_ARGUMENT_2(ctx) ((ctx)->regs[2])
+#endif
+
+static __always_inline bool read_user(void *to, u32 size, u64 from) {
+  return bpf_probe_read_user(to, size, (void *)from) == 0;
+}
+
+static __always_inline bool go_frame_of(struct go_frame *frame, struct pt_regs *ctx, u64 cookie) {
+  frame->on_stack = ((cookie >> 8) & 0xff) == FLAVOUR_STACK;
+  frame->g = GO_G(ctx);
+  frame->sp = PT_REGS_SP(ctx);
+#ifdef OFF_task_fsbase
+  if (frame->on_stack) {
+    u64 base = read_u64(bpf_get_current_task(), OFF_task_fsbase);
+    if (!read_user(&frame->g, 8, base - 8))
+      return false;
+  }
+#endif
+  u64 bounds[2] = {};
+  if (!read_user(bounds, sizeof(bounds), frame->g))
+    return false;
+  frame->low = bounds[0];
+  frame->high = bounds[1];
+  return frame->low < frame->sp && frame->sp < frame->high;
+}
+
+/* The word `index` of the arguments and results together, of a function before Go 1.17. */
+static __always_inline u64 go_stack_word(struct go_frame *frame, u32 index) {
+  u64 value = 0;
+  read_user(&value, 8, frame->sp + 8 + index * 8);
+  return value;
+}
+
+static __always_inline void go_key_of(struct go_key *key, struct go_frame *frame, u64 id) {
+  key->g = frame->g;
+  key->tgid = id >> 32;
+  key->depth = frame->high - frame->sp; /* a stack has at most 1 GB */
+}
+
+/* What is read of net.netFD (src/net/fd_posix.go, src/internal/poll/fd_unix.go); the same since Go 1.9. */
+struct go_socket {
+  u64 state; /* of poll.fdMutex; bit 0: closed */
+  u64 semaphores;
+  s64 fd;
+  u64 poll[4];
+  s64 family;
+  s64 type;
+  u64 connected;
+  u64 network; /* "tcp", "tcp4", "tcp6" */
+  u64 network_length;
+};
+#define GO_CLOSED 1
+#define SOCK_STREAM 1
+
+/* tls.Conn begins with the net.Conn that it runs over. When that is a *net.TCPConn, what it points to is a
+ * netFD: its family, type and the name of its network say so, and the kernel says that the descriptor is a
+ * TCP socket. For anything else (a pipe, a tunnel, a wrapper of the program's own) the answer is 0. */
+static __always_inline u64 go_socket_of(u64 conn) {
+  u64 carrier[2] = {}, at = 0;
+  if (!read_user(carrier, sizeof(carrier), conn) || !read_user(&at, 8, carrier[1]))
+    return 0;
+  struct go_socket net = {};
+  u32 name = 0;
+  if (!read_user(&net, sizeof(net), at) || net.state & GO_CLOSED || net.type != SOCK_STREAM)
+    return 0;
+  if (net.family != AF_INET && net.family != AF_INET6)
+    return 0;
+  if (net.network_length < 3 || net.network_length > 4 || !read_user(&name, 3, net.network))
+    return 0;
+  if (name != ('t' | 'c' << 8 | 'p' << 16) || net.fd < 0 || net.fd > 0x7fffffff)
+    return 0;
+  u64 sk = socket_of_fd(net.fd);
+  /* Still open: so the descriptor was not another file's by the time it was looked up. */
+  u64 state = GO_CLOSED;
+  if (!sk || !read_user(&state, 8, at) || state & GO_CLOSED)
+    return 0;
+  return sk;
+}
+
+/* TLS in TLS (an HTTPS proxy): the net.Conn is a *tls.Conn whose socket is known. */
+static __always_inline void go_carrier(struct conn_state *state) {
+  u64 carrier[2] = {};
+  if (!read_user(carrier, sizeof(carrier), state->conn.ssl))
+    return;
+  struct conn_key key = {};
+  key.tgid = state->conn.tgid;
+  key.exec_id = state->conn.exec_id;
+  key.start_ns = state->conn.start_ns;
+  key.ssl = carrier[1];
+  struct conn_state *outer = bpf_map_lookup_elem(MAP_CONNS, &key);
+  if (!outer || outer->conn.method == METHOD_NONE || outer->conn.library != state->conn.library)
+    return;
+  state->conn.socket_cookie = outer->conn.socket_cookie;
+  state->conn.netns_cookie = outer->conn.netns_cookie;
+  __builtin_memcpy(state->conn.local, outer->conn.local, 16);
+  __builtin_memcpy(state->conn.remote, outer->conn.remote, 16);
+  state->conn.local_port = outer->conn.local_port;
+  state->conn.remote_port = outer->conn.remote_port;
+  state->conn.family = outer->conn.family;
+  state->conn.role = outer->conn.role;
+  state->conn.method = outer->conn.method;
+  emit_control(state, RECORD_SOCKET, 0);
+}
+
+static __always_inline void go_learn_socket(struct conn_state *state) {
+  if (state->conn.method != METHOD_NONE)
+    return;
+  u64 sk = go_socket_of(state->conn.ssl);
+  if (sk)
+    learn_socket(state, sk, read_u64(sk, OFF_sk_cookie), METHOD_FD);
+  else
+    go_carrier(state);
+}
+
+static __always_inline void go_conn_key(struct conn_key *key, struct go_call *call, u64 id) {
+  key->tgid = id >> 32;
+  key->exec_id = call->exec_id;
+  key->start_ns = call->start_ns;
+  key->ssl = call->conn;
+}
+
+/* A handshake begins. An object that has had one is either renegotiating over the same socket, or it is
+ * another one at the address of one that was never closed, only collected. */
+static __always_inline void go_handshake_begins(struct go_call *call, u64 id, u32 library) {
+  struct conn_key key;
+  go_conn_key(&key, call, id);
+  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
+  if (state) {
+    u64 sk = go_socket_of(call->conn);
+    u64 cookie = sk ? read_u64(sk, OFF_sk_cookie) : 0;
+    if (cookie && cookie == state->conn.socket_cookie)
+      return;
+    emit_control(state, RECORD_CLOSE, 0);
+    bpf_map_delete_elem(MAP_CONNS, &key);
+  }
+  state = conn_make(&key, library, id);
+  if (!state)
+    return;
+  state->conn.flags |= CONN_HANDSHAKE_SEEN;
+  state->conn.handshake_start = call->start;
+}
+
+int go_enter(struct pt_regs *ctx) {
+  if (!admitted())
+    return 0;
+  u64 cookie = bpf_get_attach_cookie(ctx);
+  u64 id = bpf_get_current_pid_tgid();
+  struct go_frame frame = {};
+  if (!go_frame_of(&frame, ctx, cookie)) {
+    count(COUNTER_CALL_UNMATCHED, 1);
+    return 0;
+  }
+  struct go_key key = {};
+  go_key_of(&key, &frame, id);
+  u64 task = bpf_get_current_task();
+  struct go_call call = {};
+  call.op = cookie & 0xff;
+  call.start = bpf_ktime_get_ns();
+  call.start_ns = process_start(read_u64(task, OFF_task_group_leader));
+  call.exec_id = read_u32(task, OFF_task_self_exec_id);
+  call.conn = frame.on_stack ? go_stack_word(&frame, 0) : GO_ARGUMENT_0(ctx);
+  if (call.op >= OP_HANDSHAKE) {
+    /* The check that found the stack too small is passed again on the new one: the same call. */
+    struct go_call *before = bpf_map_lookup_elem(MAP_GOROUTINES, &key);
+    if (before && before->conn == call.conn && before->op == call.op && before->start_ns == call.start_ns)
+      return 0;
+    go_handshake_begins(&call, id, (cookie >> 16) & 0xff);
+  } else {
+    call.buffer = frame.on_stack ? go_stack_word(&frame, 1) : GO_ARGUMENT_1(ctx);
+    call.room = frame.on_stack ? go_stack_word(&frame, 2) : GO_ARGUMENT_2(ctx);
+    /* Read's buffer may be the caller's own variable, and moves with the stack. */
+    if (frame.low <= call.buffer && call.buffer < frame.high) {
+      call.buffer = frame.high - call.buffer;
+      call.moves = 1;
+    }
+    struct conn_key conn;
+    go_conn_key(&conn, &call, id);
+    struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &conn);
+    if (state)
+      call.generation = state->conn.generation;
+  }
+  if (bpf_map_update_elem(MAP_GOROUTINES, &key, &call, 0))
+    count(COUNTER_CALL_TABLE_FULL, 1);
+  return 0;
+}
+
+static __always_inline void go_handshake_ends(struct go_call *call, u64 id, bool success) {
+  struct conn_key key;
+  go_conn_key(&key, call, id);
+  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
+  if (!state || !success || state->conn.flags & CONN_HANDSHAKE_DONE)
+    return; /* what has failed is told by the close record */
+  state->conn.flags |= CONN_HANDSHAKE_DONE;
+  go_learn_socket(state);
+  if (state->conn.role == ROLE_UNKNOWN)
+    state->conn.role = call->op == OP_CONNECT ? ROLE_CLIENT : ROLE_SERVER;
+  emit_control(state, RECORD_HANDSHAKE, state->conn.handshake_start);
+}
+
+/* At a RET: the stack pointer is as it was at the entry. Results: the count and the type of the error for Read
+ * and Write, the type of the error for handshakes. A Read that returns nothing tells no end: io.EOF stands for
+ * close_notify and for a connection that was cut between two records. */
+int go_exit(struct pt_regs *ctx) {
+  u64 cookie = bpf_get_attach_cookie(ctx);
+  u64 id = bpf_get_current_pid_tgid();
+  struct go_frame frame = {};
+  if (!go_frame_of(&frame, ctx, cookie))
+    return 0;
+  struct go_key key = {};
+  go_key_of(&key, &frame, id);
+  struct go_call *entry = bpf_map_lookup_elem(MAP_GOROUTINES, &key);
+  u32 op = cookie & 0xff;
+  if (!entry || entry->op != op) {
+    /* Out of scope at entry, or attached in the middle of the call: counted where it would be captured. */
+    if (admitted())
+      count(COUNTER_CALL_UNMATCHED, 1);
+    return 0;
+  }
+  struct go_call call = *entry;
+  bpf_map_delete_elem(MAP_GOROUTINES, &key);
+  if (op >= OP_HANDSHAKE) {
+    /* The error is the first result; before 1.17 it stands behind the receiver. */
+    go_handshake_ends(&call, id, !(frame.on_stack ? go_stack_word(&frame, 1) : GO_ARGUMENT_0(ctx)));
+    return 0;
+  }
+  u64 size = frame.on_stack ? go_stack_word(&frame, 4) : GO_ARGUMENT_0(ctx);
+  if (!size)
+    return 0;
+  struct conn_key conn;
+  go_conn_key(&conn, &call, id);
+  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &conn);
+  if (call.generation ? !state || state->conn.generation != call.generation : size > call.room)
+    state = NULL; /* closed by another goroutine meanwhile */
+  else if (!state)
+    state = conn_make(&conn, (cookie >> 16) & 0xff, id);
+  if (!state || size > call.room || size > GO_MAX_TRANSFER) {
+    count(COUNTER_CALL_UNMATCHED, 1);
+    return 0;
+  }
+  go_learn_socket(state);
+  struct call data = {.start = call.start, .op = op};
+  data.buffer = call.moves ? frame.high - call.buffer : call.buffer;
+  emit_data(state, &data, size);
+  return 0;
+}
+
+/* Close: this use of the object is over. It may be called more than once, and while others read. */
+int go_end(struct pt_regs *ctx) {
+  if (!admitted())
+    return 0;
+  u64 id = bpf_get_current_pid_tgid();
+  u64 cookie = bpf_get_attach_cookie(ctx);
+  struct go_frame frame = {};
+  if (!go_frame_of(&frame, ctx, cookie))
+    return 0;
+  u64 task = bpf_get_current_task();
+  struct conn_key key = {};
+  key.tgid = id >> 32;
+  key.exec_id = read_u32(task, OFF_task_self_exec_id);
+  key.start_ns = process_start(read_u64(task, OFF_task_group_leader));
+  key.ssl = frame.on_stack ? go_stack_word(&frame, 0) : GO_ARGUMENT_0(ctx);
+  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
+  if (!state)
+    return 0;
+  emit_control(state, RECORD_CLOSE, 0);
+  bpf_map_delete_elem(MAP_CONNS, &key);
+  return 0;
+}
