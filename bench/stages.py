@@ -9,6 +9,7 @@ CPU time of this thread, medians of rounds in turn. No rate, no wake-ups, no oth
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import statistics
 import threading
@@ -18,12 +19,14 @@ from collections.abc import Callable
 from bench.generator import Run, load, open_flows
 from bench.report import Figure
 from spliffd import ipc
+from spliffd.config import Access
 from spliffd.correlation.engine import Engine
 from spliffd.correlation.flows import Kernel
 from spliffd.counters import Area
 from spliffd.kernel.flows import Flow
 from spliffd.kernel.maps import Maps
 from spliffd.kernel.ring import Ring
+from spliffd.protocols.masking import Masker
 from spliffd.worker.loop import BUDGET
 from spliffd.worker.output import Output
 from spliffd.worker.receiver import FrameMaker
@@ -57,7 +60,8 @@ class Stage:
         self.output = output
         self.engine: Engine | None = None
         if output is not None:
-            maker = FrameMaker(output, area.workers[number], number, nobody)
+            masker = Masker(os.urandom(ipc.MASK_KEY_BYTES), Access().mask_headers, Access().mask_fields)
+            maker = FrameMaker(output, area.workers[number], number, nobody, masker)
             maker.wall_offset_ns = time.time_ns() - time.monotonic_ns()
             maker.demand = ipc.Demand(
                 int(watched), bodies=False, body_limit=0, handshakes=False, messages=False

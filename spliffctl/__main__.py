@@ -26,6 +26,7 @@ COMMANDS = {
     "libraries": "List the TLS libraries found and where their probes sit.",
     "stats": "Print the daemon's statistics.",
     "status": "Show what runs, what it captures, and how well it is.",
+    "token": "Print a token that proves who you are, for other gRPC clients.",
     "completion": "Print the shell's completion script.",
 }
 """Commands with their summaries, so that --help need not import them; a test compares."""

@@ -133,6 +133,24 @@ def channel(path: str) -> grpc.Channel:
     return grpc.insecure_channel(_target(path), options=_OPTIONS)
 
 
+def auth_socket(path: str) -> str:
+    """Where the daemon at ``path`` issues tokens: auth.sock beside spliffd.sock, else PATH.auth."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, "auth.sock") if name == os.path.basename(DEFAULT_SOCKET) else f"{path}.auth"
+
+
+def token(path: str) -> str:
+    """A short-lived token that proves to the daemon at ``path`` who runs this process."""
+    place = auth_socket(path)
+    try_socket(place)
+    with channel(place) as opened, explained():
+        from spliffd.pb import spliff_pb2
+        from spliffd.pb.spliff_pb2_grpc import AuthStub
+
+        answer = AuthStub(opened).GetToken(spliff_pb2.GetTokenRequest(), timeout=CALL_TIMEOUT_S)
+        return answer.token
+
+
 def streaming_channel(path: str) -> grpc.aio.Channel:
     """A channel for ``Watch``; to be used inside a running event loop."""
     _quiet_grpc()

@@ -107,6 +107,8 @@ class ItemPrinter:
             )
 
     def _json_exchange(self, exchange: pb.Exchange) -> str:
+        if exchange.revealed:
+            _unmask(exchange)
         if exchange.part_key in self._store:
             bodies = self._store.take(exchange)
             _put_body(exchange.request, bodies[0])
@@ -116,6 +118,17 @@ class ItemPrinter:
             completeness = exchange.completeness
             completeness.body_not_sent = max(completeness.body_not_sent, missing)
         return _json_line("exchange")(exchange)
+
+
+def _unmask(exchange: pb.Exchange) -> None:
+    """Puts what was revealed where its masks are, so that a reader finds headers as they always are."""
+    for revealed in exchange.revealed:
+        headers = (exchange.response if revealed.response else exchange.request).headers
+        if revealed.header < len(headers):
+            header = headers[revealed.header]
+            header.ClearField("masked")
+            header.value = revealed.value
+    del exchange.revealed[:]
 
 
 def _put_body(message: pb.Request | pb.Response, body: Body) -> None:

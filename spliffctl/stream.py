@@ -49,7 +49,7 @@ class End(enum.Enum):
 
 
 class Watch:
-    """One run of the stream."""
+    """One run of the stream. ``token`` proves who asks, where that matters (secrets)."""
 
     def __init__(
         self,
@@ -59,12 +59,14 @@ class Watch:
         output: Output,
         *,
         seconds: float | None,
+        token: str = "",
     ) -> None:
         self._path = path
         self._request = request
         self._printer = printer
         self._output = output
         self._seconds = seconds
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self.command_error: OSError | None = None
 
     async def run(self, child: Child | None) -> End:
@@ -78,7 +80,7 @@ class Watch:
             async with client.streaming_channel(self._path) as channel:
                 from spliffd.pb.spliff_pb2_grpc import SpliffStub
 
-                stream: Any = SpliffStub(channel).Watch(self._request)
+                stream: Any = SpliffStub(channel).Watch(self._request, metadata=self._metadata)
                 try:
                     return await self._follow(stream, stop, child)
                 finally:

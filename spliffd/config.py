@@ -7,6 +7,7 @@ that names the key. Never touches the host: whether a cgroup exists is found out
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -90,6 +91,59 @@ class Access(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     queue_mib: int = 256
     """Most that one watcher may have queued before bodies, then exchanges, are shed; only watchers of bodies
     ask for more than 16 MiB. 192 MiB of it may be bodies: a 64 MiB download seen at both ends, with room."""
+    reveal_group: str = ""
+    """The group whose members (and root) get secrets unmasked when they ask (`spliffctl watch --reveal`);
+    each time is a line in the journal. Empty: nobody does."""
+    mask_headers: tuple[str, ...] = (
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "set-cookie",
+        "x-api-key",
+    )
+    """Headers whose values are masked."""
+    mask_fields: tuple[str, ...] = (
+        "password",
+        "passwd",
+        "pwd",
+        "passphrase",
+        "secret",
+        "token",
+        "access_token",
+        "refresh_token",
+        "id_token",
+        "auth_token",
+        "api_token",
+        "session_token",
+        "csrf_token",
+        "x_api_key",
+        "api_key",
+        "access_key",
+        "secret_key",
+        "secret_access_key",
+        "private_key",
+        "client_secret",
+        "client_assertion",
+        "credential",
+        "credentials",
+        "authorization",
+        "jwt",
+        "otp",
+        "session_id",
+        "jsessionid",
+        "phpsessid",
+        "sid",
+        "sig",
+        "signature",
+        "x_amz_credential",
+        "x_amz_security_token",
+        "x_amz_signature",
+    )
+    """Fields of queries, forms and JSON whose values are masked, whatever their case and whether their words
+    are joined by "_", "-" or nothing: access_token is also accessToken."""
+    mask_bodies: str = "known"
+    """"known": fields of JSON, forms and multipart forms are masked, also compressed ones; other bodies are
+    shown as they are. "all": bodies are shown to nobody but those who may see secrets."""
 
 
 class Metrics(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -109,6 +163,12 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     interfaces: Interfaces = Interfaces()
     access: Access = Access()
     metrics: Metrics = Metrics()
+
+
+def auth_socket(path: str) -> str:
+    """Where tokens are issued, beside the socket ``path``: auth.sock beside spliffd.sock, else PATH.auth."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, "auth.sock") if name == DEFAULT_SOCKET.name else f"{path}.auth"
 
 
 def parse(text: str, source: str) -> Config:
@@ -168,6 +228,16 @@ def check(config: Config, source: str) -> Config:
             f'{source}: interfaces.mode is "{config.interfaces.mode}"',
             f"use one of {', '.join(INTERFACE_MODES)}",
         )
+    if config.access.mask_bodies not in ("known", "all"):
+        raise UsageError(
+            f'{source}: access.mask_bodies is "{config.access.mask_bodies}"', 'use "known" or "all"'
+        )
+    for name in (*config.access.mask_headers, *config.access.mask_fields):
+        if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+            raise UsageError(
+                f'{source}: access.mask_headers and access.mask_fields: "{name}" is no name',
+                "use names of letters, digits, - and _",
+            )
     if not 1 <= config.access.queue_mib <= 1024:
         raise UsageError(f"{source}: access.queue_mib is {config.access.queue_mib}", "use 1 to 1024")
     if config.metrics.listen != "off":

@@ -52,9 +52,12 @@ class Frame(msgspec.Struct, array_like=True, gc=False):
     """One thing to deliver, serialised once.
 
     ``public`` and ``secret`` are pieces of one serialised protobuf message of ``kind`` (Exchange,
-    Handshake, Message, Chunk); concatenating them gives what a role that may see secrets gets.
-    An Exchange's bodies ride beside it, raw, so that each watcher's limit can be applied:
-    ``request_body`` starts at ``request_offset`` of the body (what lies before was sent as parts).
+    Handshake, Message, Chunk); concatenating them gives what a role that may see secrets gets. ``secret``
+    is made only while somebody with that role watches (``Demand.reveal``).
+    An Exchange's bodies ride beside it, so that each watcher's limit can be applied: ``request_body``
+    starts at ``request_offset`` of the body (what lies before was sent as parts). They are masked;
+    ``secret_request_body`` is the same without masks, as long, where it differs, and ``withheld`` counts
+    body bytes that are in neither (of a body that should be masked and cannot be read, for example).
 
     For ``BODY_PART``: ``part_key`` and ``response_offset``/``response_body`` (a response's body) or
     ``request_offset``/``request_body`` hold the part; ``public`` is empty; ``summary.status`` is 0
@@ -71,6 +74,9 @@ class Frame(msgspec.Struct, array_like=True, gc=False):
     request_offset: int = 0
     response_body: bytes = b""
     response_offset: int = 0
+    secret_request_body: bytes = b""
+    secret_response_body: bytes = b""
+    withheld: int = 0
 
 
 Batch = list[Frame]
@@ -89,6 +95,8 @@ class Demand(msgspec.Struct, array_like=True, tag=True):
     body_limit: int
     handshakes: bool
     messages: bool
+    reveal: bool = False
+    """Whether somebody may see secrets, and wants to."""
 
 
 # ---- control: supervisor -> others ------------------------------------------------------------
@@ -149,6 +157,23 @@ class Interfaces(msgspec.Struct, array_like=True, tag=True):
     """
 
     names: dict[int, str]
+
+
+MASK_KEY_BYTES = 32
+"""Of the key that masks are made with: as many as BLAKE2s would take, half of what BLAKE2b does."""
+
+
+class Masking(msgspec.Struct, array_like=True, tag=True):
+    """How secrets are masked, to workers only, before any link to the api.
+
+    ``key`` lasts for one run of the daemon and is known to the supervisor and the workers. ``bodies`` is
+    "known" or "all" (`[access] mask_bodies`).
+    """
+
+    key: bytes
+    headers: list[str]
+    fields: list[str]
+    bodies: str
 
 
 class OwnersEntered(msgspec.Struct, array_like=True, tag=True):
@@ -238,7 +263,8 @@ class Query(msgspec.Struct, array_like=True, tag=True):
     """The api passes on a question that only root can answer.
 
     ``name`` is the RPC: GetInfo, ListFlows, ListInterfaces, ListLibraries, SetDebug; ``payload`` its
-    serialised request.
+    serialised request. ``Audit`` is no RPC: its payload is an ``Audited``, and the answer says that the
+    journal has it.
     """
 
     number: int
@@ -246,11 +272,34 @@ class Query(msgspec.Struct, array_like=True, tag=True):
     payload: bytes
 
 
-ToChild = Ping | Stop | Debug | Link | ProcessFacts | NewRing | Watched | Interfaces | OwnersEntered | Answer
+class Audited(msgspec.Struct, array_like=True):
+    """Somebody asked for secrets: who (as the kernel says), what for, and what came of it."""
+
+    uid: int
+    pid: int
+    granted: bool
+    reason: str
+    filter: str
+
+
+ToChild = (
+    Ping
+    | Stop
+    | Debug
+    | Link
+    | ProcessFacts
+    | NewRing
+    | Watched
+    | Interfaces
+    | Masking
+    | OwnersEntered
+    | Answer
+)
 FromChild = Pong | Ready | Failed | WhoIs | EnterOwners | Watching | Query
 
 encode = msgspec.msgpack.Encoder().encode
 decode_batch = msgspec.msgpack.Decoder(Batch).decode
 decode_demand = msgspec.msgpack.Decoder(Demand).decode
 decode_to_child = msgspec.msgpack.Decoder(ToChild).decode
+decode_audited = msgspec.msgpack.Decoder(Audited).decode
 decode_from_child = msgspec.msgpack.Decoder(FromChild).decode

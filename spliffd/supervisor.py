@@ -69,6 +69,13 @@ class Supervisor:
         self.started_ns = time.time_ns()
         self.workers: list[Child] = []
         self._pings = 0
+        access = settings.access
+        self._masking = ipc.Masking(
+            os.urandom(ipc.MASK_KEY_BYTES),
+            list(access.mask_headers),
+            list(access.mask_fields),
+            access.mask_bodies,
+        )
 
     # ---- start ------------------------------------------------------------------------------
 
@@ -244,6 +251,7 @@ class Supervisor:
         """A child has come up: give it what it starts with, and data links as soon as both ends are there."""
         if child is not self.api:
             child.send(self.interfaces.names.message())
+            child.send(self._masking)
         pairs = [(n, w) for n, w in enumerate(self.workers) if w is child or child is self.api]
         for number, worker in pairs:
             if not (worker.ready.is_set() and self.api.ready.is_set()):
@@ -382,8 +390,9 @@ class Supervisor:
         if hasattr(self, "api"):
             await self.api.stop(STOP_SECONDS)
         await self.inspector.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.config.socket)
+        for path in (self.config.socket, config.auth_socket(self.config.socket)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         self.occupancy.look()
         covered = time.time_ns() - self.started_ns
         print(statistics.text(self.families(), covered), file=sys.stderr, end="", flush=True)

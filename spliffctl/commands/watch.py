@@ -116,6 +116,9 @@ Examples:
 @click.option(
     "--for", "seconds", type=Duration("DURATION"), help="Stop after 30s, 5m, 1h; a number is seconds."
 )
+@click.option(
+    "--reveal", is_flag=True, help="Secrets unmasked; only for the daemon's reveal_group, and audited."
+)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
 @click.pass_obj
 def command(
@@ -133,6 +136,7 @@ def command(
     utc: bool,
     count: int | None,
     seconds: float | None,
+    reveal: bool,
     command: tuple[str, ...],
     **selected: Any,
 ) -> int:
@@ -142,10 +146,10 @@ def command(
         form, command, selected, bodies=bodies, hexdump=hexdump, compact=compact, latency=latency
     )
 
-    from spliffctl.client import try_socket
+    from spliffctl import client
 
     # Before the fork, so that an absent daemon is told without a process to clean up.
-    try_socket(path)
+    client.try_socket(path)
     child = None
     if command:
         from spliffctl.child import Child
@@ -166,6 +170,7 @@ def command(
         handshakes=handshakes,
         messages=True,
         queue_bytes=LARGEST_QUEUE if bodies else 0,
+        reveal=reveal,
     )
     output = Output()
     renderer = None
@@ -173,7 +178,8 @@ def command(
         options = TextOptions(bodies=bodies, hexdump=hexdump, compact=compact, latency=latency, utc=utc)
         renderer = TextRenderer(options, palette("never" if no_colour else color, output.fd))
     printer = ItemPrinter(output, renderer, bodies=bodies, body_limit=body_limit or 0, count=count or 0)
-    return _run(Watch(path, request, printer, output, seconds=seconds), printer, child)
+    token = client.token(path) if reveal else ""
+    return _run(Watch(path, request, printer, output, seconds=seconds, token=token), printer, child)
 
 
 def _refuse_contradictions(

@@ -2,8 +2,8 @@
 
 Takes an ``ipc.Frame`` and, for an exchange, its id; returns entries of ``WatchResponse.items``. What
 every watcher gets alike is built once; what depends on a watcher's wishes (bodies, limit, what it got
-ahead as parts) is built once for each such combination and shared as well. Never adds
-``Frame.secret``: no role of this version may see secrets.
+ahead as parts) is built once for each such combination and shared as well. What is secret is added only
+for watchers who may see it (``reveal``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Variant(NamedTuple):
 class Delivery:
     """A frame together with the entries made of it so far. Raises ValueError for a broken frame."""
 
-    __slots__ = ("_data", "_head", "_plain", "_variants", "frame", "has_body", "kind", "summary")
+    __slots__ = ("_data", "_head", "_plain", "_variants", "frame", "kind", "summary")
 
     def __init__(self, frame: ipc.Frame, number: int = 0) -> None:
         if frame.summary is None or frame.kind not in KINDS:
@@ -44,11 +44,10 @@ class Delivery:
         self.frame = frame
         self.kind = frame.kind
         self.summary: ipc.Summary = frame.summary
-        self._variants: dict[tuple[int, int], Variant] = {}
+        self._variants: dict[tuple[int, int, bool], Variant] = {}
         self._plain: bytes | None = None
         self._head: tuple[bytes, ...] = (frame.public,)
         self._data = b""
-        self.has_body = bool(frame.request_body or frame.response_body)
         if self.kind == ipc.EXCHANGE:
             self._head = (frame.public, wire.ID_TAG, wire.varint(number))
         elif self.kind in (ipc.MESSAGE, ipc.CHUNK):
@@ -56,49 +55,77 @@ class Delivery:
             bare, inside = wire.split_field(frame.public, wire.DATA_FIELDS[KINDS[self.kind]])
             self._head = (bare,)
             self._data = inside or frame.request_body or frame.response_body
-            self.has_body = bool(self._data)
+
+    def has_body(self, *, reveal: bool) -> bool:
+        """Whether there are body bytes for such a watcher."""
+        frame = self.frame
+        if frame.request_body or frame.response_body or frame.withheld or self._data:
+            return True
+        return reveal and bool(frame.secret or frame.secret_request_body or frame.secret_response_body)
 
     @property
     def plain(self) -> bytes:
-        """The entry without any body."""
+        """The entry without any body and without secrets."""
         if self._plain is None:
             self._plain = wire.entry(KINDS[self.kind], *self._head)
         return self._plain
 
-    def with_bodies(self, limit: int, sent: int) -> Variant:
+    def bare(self, *, reveal: bool) -> bytes:
+        """The entry without any body."""
+        if not (reveal and self.frame.secret):
+            return self.plain
+        head, _ = self._revealed()
+        return wire.entry(KINDS[self.kind], *head)
+
+    def with_bodies(self, limit: int, sent: int, *, reveal: bool = False) -> Variant:
         """The entry with bodies up to ``limit`` bytes each (0: whole).
 
         ``sent`` is how many bytes of this exchange's bodies the watcher got ahead as parts: what is
         neither there nor here is stated as ``completeness.body_not_sent``.
         """
-        key = (limit, sent)
+        key = (limit, sent, reveal)
         found = self._variants.get(key)
         if found is None:
             if self.kind == ipc.EXCHANGE:
-                found = self._exchange(limit, sent)
+                found = self._exchange(limit, sent, reveal=reveal)
             elif self.kind == ipc.BODY_PART:
-                found = self._part(limit)
+                found = self._part(limit, reveal=reveal)
             else:
-                data = self._data[:limit] if limit else self._data
+                known, data = self._revealed() if reveal and self.frame.secret else (self._head, self._data)
+                data = data[:limit] if limit else data
                 head = (wire.DATA_TAGS[KINDS[self.kind]], wire.varint(len(data)), data) if data else ()
-                found = Variant(wire.entry(KINDS[self.kind], *self._head, *head), len(data))
+                found = Variant(wire.entry(KINDS[self.kind], *known, *head), len(data))
             self._variants[key] = found
         return found
 
-    def without_bodies(self, sent: int) -> bytes:
+    def without_bodies(self, sent: int, *, reveal: bool = False) -> bytes:
         """The entry after its bodies were shed: the bytes that are not there are stated."""
         if self.kind != ipc.EXCHANGE:
-            return self.plain
-        return wire.entry("exchange", *self._head, wire.not_sent_piece(max(0, self._known(0) - sent)))
+            return self.bare(reveal=reveal)
+        head, _ = self._revealed() if reveal else (self._head, b"")
+        return wire.entry("exchange", *head, wire.not_sent_piece(max(0, self._known(0) - sent)))
 
-    def _exchange(self, limit: int, sent: int) -> Variant:
+    def _revealed(self) -> tuple[tuple[bytes, ...], bytes]:
+        """The head with what is secret, and the payload of a message or chunk unmasked."""
+        secret, data = self.frame.secret, self._data
+        if self.kind in (ipc.MESSAGE, ipc.CHUNK):
+            secret, inside = wire.split_field(secret, wire.DATA_FIELDS[KINDS[self.kind]])
+            data = inside or data
+        return (*self._head, secret), data
+
+    def _body(self, *, response: bool, reveal: bool) -> tuple[bytes, int]:
+        """Bytes and offset of a half's body, as such a watcher may see them."""
         frame = self.frame
-        pieces = list(self._head)
+        if response:
+            data = (reveal and frame.secret_response_body) or frame.response_body
+            return data, frame.response_offset
+        return (reveal and frame.secret_request_body) or frame.request_body, frame.request_offset
+
+    def _exchange(self, limit: int, sent: int, *, reveal: bool) -> Variant:
+        pieces = list(self._revealed()[0] if reveal else self._head)
         shown = 0
-        for response, data, offset in (
-            (False, frame.request_body, frame.request_offset),
-            (True, frame.response_body, frame.response_offset),
-        ):
+        for response in (False, True):
+            data, offset = self._body(response=response, reveal=reveal)
             part = data[: max(0, limit - offset)] if limit else data
             if part:
                 pieces += wire.body_pieces(part, offset, response=response)
@@ -111,26 +138,30 @@ class Delivery:
     def _known(self, limit: int) -> int:
         """How many body bytes were seen of both halves."""
         frame = self.frame
-        request = frame.request_offset + len(frame.request_body)
-        response = frame.response_offset + len(frame.response_body)
+        request = frame.request_offset + max(len(frame.request_body), len(frame.secret_request_body))
+        response = frame.response_offset + max(len(frame.response_body), len(frame.secret_response_body))
         if not frame.part_key and not (limit and max(request, response) >= limit):
-            return request + response
+            return request + response + frame.withheld
         # Of bytes sent as parts the frame says nothing, and the worker stops at the largest limit that
         # anybody set: only the message itself knows how long the bodies were.
         message = _parsed(frame.public)
-        total = max(request, message.request.body_size) + max(response, message.response.body_size)
+        total = max(request, _size(message.request)) + max(response, _size(message.response))
         # What capture missed is stated elsewhere (completeness.missing_bytes).
         return max(0, total - message.completeness.missing_bytes)
 
-    def _part(self, limit: int) -> Variant:
+    def _part(self, limit: int, *, reveal: bool) -> Variant:
         frame = self.frame
-        response = bool(frame.response_body)
-        data = frame.response_body if response else frame.request_body
-        offset = frame.response_offset if response else frame.request_offset
+        response = bool(frame.response_body or frame.secret_response_body)
+        data, offset = self._body(response=response, reveal=reveal)
         if limit:
             data = data[: max(0, limit - offset)]
         part = pb.BodyPart(part_key=frame.part_key, response=response, offset=offset, data=data)
         return Variant(wire.entry("body_part", part.SerializeToString()), len(data))
+
+
+def _size(half: pb.Request | pb.Response) -> int:
+    """Bytes of a body in the form in which it is sent: decoded, where the worker did that."""
+    return half.decoded_size or half.body_size
 
 
 def _parsed(public: bytes) -> pb.Exchange:

@@ -141,6 +141,7 @@ class Hub:
             body_limit=0 if 0 in limits else max(limits, default=0),
             handshakes=any(one.handshakes for one in wishes),
             messages=any(one.messages for one in wishes),
+            reveal=any(one.reveal for one in wishes),
         )
         if demand != self._demand:
             self._demand = demand

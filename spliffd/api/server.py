@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import logging
 import os
 import signal
@@ -21,11 +22,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from spliffd import ipc, metrics, privileges
+from spliffd.api.auth_server import AuthServer
 from spliffd.api.hub import Hub
 from spliffd.api.metrics_server import MetricsServer
 from spliffd.api.service import NAME, Service
 from spliffd.api.supervisor_link import SupervisorLink
-from spliffd.config import Config
+from spliffd.api.tokens import Tokens
+from spliffd.config import Config, auth_socket
 from spliffd.counters import Area, Region
 from spliffd.errors import FailedError
 
@@ -72,14 +75,17 @@ async def run(inputs: Inputs) -> int:
     hub = Hub(inputs.area.api, inputs.config.capture.workers)
     server = grpc.aio.server(options=OPTIONS)
     _bind(server, inputs.path, inputs.identity)
+    tokens = Tokens(_reveal_gid(inputs.config.access.reveal_group))
+    auth = AuthServer(_auth_socket(auth_socket(inputs.path), inputs.identity), tokens)
     _drop_privileges(inputs.identity)
 
     supervisor = SupervisorLink(inputs.control, hub)
     loop.add_signal_handler(signal.SIGTERM, supervisor.stop.set)
-    service = Service(hub, supervisor, inputs.area, inputs.kernel, inputs.config)
+    service = Service(hub, supervisor, inputs.area, inputs.kernel, inputs.config, tokens)
     server.add_generic_rpc_handlers((service.handler(),))
     healthy = await _add_standard_services(server)
     await server.start()
+    await auth.start()
     page = None
     if inputs.metrics is not None:
         page = MetricsServer(inputs.metrics, lambda: metrics.exposition(service.families()))
@@ -88,6 +94,7 @@ async def run(inputs: Inputs) -> int:
     log.debug("serving on %s", inputs.path)
 
     await supervisor.stop.wait()
+    auth.stop()
     if page is not None:
         await page.stop()
     if supervisor.lost:
@@ -113,6 +120,39 @@ def _bind(server: grpc.aio.Server, path: str, identity: Identity) -> None:
         ) from None
     finally:
         os.umask(before)
+
+
+def _auth_socket(path: str, identity: Identity) -> socket.socket:
+    """The socket where tokens are issued, for those who may use the other one."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.setblocking(False)
+    before = os.umask(SOCKET_UMASK)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # left by an api that was killed; the supervisor's lock makes it ours
+        sock.bind(path)
+        if os.geteuid() == 0:
+            os.chown(path, 0, identity.socket_gid)
+    except OSError as error:
+        raise FailedError(
+            f"cannot listen on {path}: {error.strerror}",
+            "see that its directory exists and that no other program uses it",
+        ) from None
+    finally:
+        os.umask(before)
+    return sock
+
+
+def _reveal_gid(group: str) -> int | None:
+    if not group:
+        return None
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise FailedError(
+            f"access.reveal_group: there is no group {group}",
+            f"make it (sudo groupadd {group}), or set reveal_group to another one",
+        ) from None
 
 
 def _drop_privileges(identity: Identity) -> None:

@@ -127,15 +127,17 @@ class Subscriber:
 
     def _queue_item(self, delivery: Delivery, sent: int) -> bool:
         wishes = self.wishes
-        if not (wishes.bodies and (delivery.has_body or sent or delivery.frame.part_key)):
-            if self._push(delivery.plain, self._room):
+        reveal = wishes.reveal
+        if not (wishes.bodies and (delivery.has_body(reveal=reveal) or sent or delivery.frame.part_key)):
+            entry = delivery.bare(reveal=True) if reveal else delivery.plain
+            if self._push(entry, self._room):
                 return True
-            self._drop("queue_full", "subscriber_lost_items", len(delivery.plain))
+            self._drop("queue_full", "subscriber_lost_items", len(entry))
             return False
-        entry, body = delivery.with_bodies(wishes.body_limit, sent)
+        entry, body = delivery.with_bodies(wishes.body_limit, sent, reveal=reveal)
         if self._push(entry, self._body_room if body else self._room):
             return True
-        if body and self._push(delivery.without_bodies(sent), self._room):
+        if body and self._push(delivery.without_bodies(sent, reveal=reveal), self._room):
             self._drop("body_shed", "subscriber_lost_bodies", body)
             return True
         self._drop("queue_full", "subscriber_lost_items", len(entry))
@@ -152,7 +154,7 @@ class Subscriber:
             if not match(summary):
                 self._words[self._filtered_slot] += 1
                 return
-        entry, body = delivery.with_bodies(wishes.body_limit, 0)
+        entry, body = delivery.with_bodies(wishes.body_limit, 0, reveal=wishes.reveal)
         if not body:
             return  # beyond the watcher's limit: its exchange will say what was not sent
         if not self._push(entry, self._body_room):

@@ -91,7 +91,7 @@ class SupervisorLink:
                 logging.getLogger("spliffd").setLevel(logging.DEBUG if enabled else logging.INFO)
             case ipc.Answer():
                 self._answered(message, fds)
-            case ipc.ProcessFacts() | ipc.Watched() | ipc.Interfaces():
+            case ipc.ProcessFacts() | ipc.Watched() | ipc.Interfaces() | ipc.Masking():
                 log.error("the supervisor sent a %s: that is for workers", type(message).__name__)
         for fd in fds:
             with contextlib.suppress(OSError):

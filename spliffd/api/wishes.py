@@ -36,6 +36,8 @@ class Wishes(NamedTuple):
     handshakes: bool = False
     messages: bool = False
     queue_bytes: int = DEFAULT_QUEUE_BYTES
+    reveal: bool = False
+    """Secrets too; whoever makes a Subscriber of it has checked that its role allows it."""
 
 
 def read(request: pb.WatchRequest, max_queue_bytes: int) -> Wishes:
@@ -55,14 +57,11 @@ def read(request: pb.WatchRequest, max_queue_bytes: int) -> Wishes:
         handshakes=request.handshakes,
         messages=request.messages,
         queue_bytes=min(queue_bytes, max_queue_bytes),
+        reveal=request.reveal,
     )
 
 
 def _refuse_unsupported(request: pb.WatchRequest) -> None:
-    if request.reveal:
-        raise WishError(
-            "reveal: this version masks secrets for everybody; watch without it", unsupported=True
-        )
     if request.since_time_ns or request.last or request.HasField("after_id"):
         raise WishError(
             "since_time_ns, last and after_id: this version keeps no history; watch live without them",

@@ -1,6 +1,7 @@
 """Answers what only the supervisor knows: GetInfo, ListFlows, ListInterfaces, ListLibraries, SetDebug.
 
-Takes the api's Query (a serialised request), returns an Answer (a serialised response). Requests come
+Takes the api's Query (a serialised request), returns an Answer (a serialised response); writes to the
+journal who asked for secrets. Requests come
 from clients by way of the api, which has checked who may ask; a request that cannot be read is an error
 in the answer, never an exception.
 """
@@ -9,15 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import socket
 import time
 from collections.abc import Callable
 
+import msgspec
 from google.protobuf.message import DecodeError
 
 from spliffd import __version__, ipc
 from spliffd.config import Config, Scope
-from spliffd.journal import set_debug
+from spliffd.journal import logger, set_debug
 from spliffd.kernel.flows import read_flows
 from spliffd.pb import spliff_pb2
 from spliffd.stages import flow_list
@@ -25,6 +28,8 @@ from spliffd.stages.capture import Kernel
 from spliffd.stages.children import Child
 from spliffd.stages.interfaces import Entry, Interfaces
 from spliffd.stages.libraries import Libraries, Probed
+
+log = logger("access")
 
 
 class Queries:
@@ -51,6 +56,7 @@ class Queries:
     def answer(self, query: ipc.Query) -> ipc.Answer:
         """Answers one query."""
         answers = {
+            "Audit": self._audit,
             "GetInfo": self._info,
             "ListFlows": self._flows,
             "ListInterfaces": self._interfaces,
@@ -62,7 +68,7 @@ class Queries:
             return ipc.Answer(query.number, b"", f"the supervisor does not know {query.name}")
         try:
             return ipc.Answer(query.number, find(query.payload))
-        except DecodeError as error:
+        except (DecodeError, msgspec.DecodeError) as error:
             return ipc.Answer(query.number, b"", f"{query.name}: unreadable request: {error}")
         except OSError as error:
             return ipc.Answer(query.number, b"", f"the kernel refuses: {error.strerror}; see spliffd doctor")
@@ -108,6 +114,25 @@ class Queries:
                 interface(entry, *self._hooked.seen(index)) for index, entry in self._hooked.table.items()
             ]
         ).SerializeToString()
+
+    def _audit(self, payload: bytes) -> bytes:
+        asked = ipc.decode_audited(payload)
+        try:
+            user = pwd.getpwuid(asked.uid).pw_name
+        except KeyError:
+            user = ""
+        told = log.warning if asked.granted else log.info
+        told(
+            "secrets are revealed to a watcher"
+            if asked.granted
+            else "a watcher asked for secrets and was refused",
+            uid=asked.uid,
+            user=user,
+            pid=asked.pid,
+            filter=asked.filter or "everything",
+            **({} if asked.granted else {"reason": asked.reason}),
+        )
+        return b""
 
     def _set_debug(self, payload: bytes) -> bytes:
         wanted = spliff_pb2.SetDebugRequest.FromString(payload).enabled

@@ -4,7 +4,8 @@ Takes what the correlation engine knows (``ConnectionFacts``) and what a parser 
 returns pieces of one serialised ``Exchange`` of proto/spliff.proto. Concatenating pieces merges them, so what
 is constant for a connection is encoded once and cached, bodies and the id are added by the api, and nothing
 is encoded twice. By hand because it is several times faster than building messages. Field numbers come from
-the generated descriptor, so they cannot drift from the contract.
+the generated descriptor, so they cannot drift from the contract. Secrets are masked here, before anything
+leaves the worker (``heads``); what was masked is a piece of its own, made only where somebody may see it.
 
 Strings of the wire are carried as they are when they are UTF-8, else as Latin-1 (proto strings must be
 UTF-8). Unknown values are left out. Never looks into bodies.
@@ -19,6 +20,7 @@ from google.protobuf.message import Message
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.ipc import Summary
 from spliffd.pb import spliff_pb2 as pb
+from spliffd.protocols.masking import Masker
 from spliffd.protocols.messages import (
     COMPLETE,
     GrpcFacts,
@@ -28,7 +30,7 @@ from spliffd.protocols.messages import (
     HttpResponse,
 )
 from spliffd.protocols.protobuf import SMALL, Field, constants, size_table, to_utf8, varint, varint_field
-from spliffd.worker.heads import encode_head
+from spliffd.worker.heads import Heads, Secrets
 
 _E, _Q, _R = pb.Exchange, pb.Request, pb.Response
 
@@ -101,9 +103,6 @@ _HALF = _fields(
 )
 if any(field.tag != Field(_R, name).tag for field, name in _HALF):
     raise ImportError("Request and Response differ in the numbers of their common fields")  # pragma: no cover
-_HEADER = _lengths(_Q, "headers")
-_NAME = _lengths(pb.Header, "name")
-_VALUE = _lengths(pb.Header, "value")
 _AUTHORITY = Field(_Q, "authority")
 _PATH = _lengths(_Q, "path")
 _BODY_SIZE = Field(_Q, "body_size").tag
@@ -114,6 +113,11 @@ _TRAILERS = Field(_Q, "trailer_start")
 _INTERIM = Field(_R, "interim")
 _BODY = Field(_Q, "body")
 _BODY_OFFSET = Field(_Q, "body_offset")
+
+_REVEALED = Field(_E, "revealed")
+_OF_RESPONSE = Field(pb.Revealed, "response")
+_REVEALED_HEADER = Field(pb.Revealed, "header")
+_REVEALED_VALUE = Field(pb.Revealed, "value")
 
 _request_constants = constants(
     (Field(_Q, "method"), Field(_Q, "scheme"), Field(_Q, "version")),
@@ -179,13 +183,17 @@ def exchange_bytes(
     attempts: int,
     latency_ns: int,
     wall_offset_ns: int,
+    heads: Heads,
+    reveal: bool,
 ) -> tuple[bytes, bytes]:
     """(public, secret): two pieces of one serialised Exchange, without id and bodies.
 
-    ``wall_offset_ns`` turns the parser's clock into nanoseconds since the epoch. ``secret`` is empty as long
-    as nothing is masked.
+    ``wall_offset_ns`` turns the parser's clock into nanoseconds since the epoch. ``secret`` is made only with
+    ``reveal``, and is empty where nothing is masked.
     """
     request, response = exchange.request, exchange.response
+    of_request: Secrets | None = [] if reveal else None
+    of_response: Secrets | None = [] if reveal else None
     prefix, traffic = facts.prefix, facts.traffic
     parts = [
         connection_prefix(facts) if prefix is None else prefix,
@@ -195,12 +203,12 @@ def exchange_bytes(
     if request is not None:
         start = request.start_ns
         parts += (_START, _time(start + wall_offset_ns))
-        data = _request_bytes(request)
+        data = _request_bytes(request, heads, of_request)
         size = len(data)
         parts += (_REQUEST[size] if size < SMALL else varint_field(_REQUEST[0], size), data)
     if response is not None:
         first_byte = exchange.first_byte_ns
-        data = _response_bytes(response)
+        data = _response_bytes(response, heads, of_response)
         size = len(data)
         parts += (_RESPONSE[size] if size < SMALL else varint_field(_RESPONSE[0], size), data)
     if first_byte and response is not None:
@@ -221,11 +229,39 @@ def exchange_bytes(
         parts.append(_PART_KEY.encode(exchange.part_key))
     if exchange.grpc is not None:
         parts.append(_grpc(exchange.grpc))
-    return b"".join(parts), b""
+    secret = b""
+    if of_request is not None and of_response is not None:
+        secret = _secret_piece(request, heads, of_request, of_response)
+    return b"".join(parts), secret
 
 
-def summary(facts: ConnectionFacts, exchange: HttpExchange, protocol: str) -> Summary:
-    """The few facts that filters need."""
+def _secret_piece(
+    request: HttpRequest | None, heads: Heads, of_request: Secrets, of_response: Secrets
+) -> bytes:
+    """What was masked, as a piece that overrides (path, authority) or stands beside (headers)."""
+    parts = []
+    for response, secrets in ((False, of_request), (True, of_response)):
+        for index, value in secrets:
+            data = (
+                _OF_RESPONSE.encode(response)
+                + _REVEALED_HEADER.encode(index)
+                + _REVEALED_VALUE.encode(to_utf8(value))
+            )
+            parts.append(_REVEALED.tag + varint(len(data)) + data)
+    if request is not None:
+        masker, data = heads.masker, b""
+        if masker.path(request.path) != request.path:
+            raw = to_utf8(request.path)
+            data = varint_field(_PATH[0], len(raw)) + raw
+        if masker.authority(request.authority) != request.authority:
+            data += _AUTHORITY.encode(request.authority)
+        if data:
+            parts.append(varint_field(_REQUEST[0], len(data)) + data)
+    return b"".join(parts)
+
+
+def summary(facts: ConnectionFacts, exchange: HttpExchange, protocol: str, masker: Masker) -> Summary:
+    """The few facts that filters need, masked as what they filter is: a pattern must not tell a secret."""
     request, response = exchange.request, exchange.response
     return Summary(
         facts.pid,
@@ -242,8 +278,8 @@ def summary(facts: ConnectionFacts, exchange: HttpExchange, protocol: str) -> Su
         facts.remote_port,
         facts.remote_address,
         facts.sni,
-        request.authority if request is not None else "",
-        request.path if request is not None else "",
+        masker.authority(request.authority) if request is not None else "",
+        masker.path(request.path) if request is not None else "",
         request.method if request is not None else "",
         response.status if response is not None else 0,
     )
@@ -259,36 +295,50 @@ def _facts(facts: ConnectionFacts | GrpcFacts, fields: list[tuple[Field, str]]) 
     return b"".join([field.encode(getattr(facts, name)) for field, name in fields])
 
 
-def _request_bytes(request: HttpRequest) -> bytes:
-    path = to_utf8(request.path)
+def _request_bytes(request: HttpRequest, heads: Heads, secrets: Secrets | None) -> bytes:
+    masker = heads.masker
+    path = to_utf8(masker.path(request.path))
     size = len(path)
-    head = encode_head(request.unread) if request.unread else None
+    head = heads.encode(request.unread, secrets) if request.unread else None
     if head is not None:
         request.take_host(head[1])
     parts = [
         _request_constants(request.method, request.scheme, request.version),
         _PATH[size] if size < SMALL else varint_field(_PATH[0], size),
         path,
-        _authority_constants(request.authority),
+        _authority_constants(masker.authority(request.authority)),
     ]
-    _add_half(parts, request, head)
+    _add_half(parts, request, head, heads, secrets)
     return b"".join(parts)
 
 
-def _response_bytes(response: HttpResponse) -> bytes:
+def _response_bytes(response: HttpResponse, heads: Heads, secrets: Secrets | None) -> bytes:
     parts = [_response_constants(response.status, response.reason, response.version)]
-    _add_half(parts, response, encode_head(response.unread) if response.unread else None)
+    head = heads.encode(response.unread, secrets) if response.unread else None
+    _add_half(parts, response, head, heads, secrets)
     if response.interim:
         statuses = b"".join([varint(status) for status in response.interim])
         parts += (_INTERIM.tag, varint(len(statuses)), statuses)
     return b"".join(parts)
 
 
-def _add_half(parts: list[bytes], message: HttpMessage, head: tuple[bytes, str] | None) -> None:
+def _add_half(
+    parts: list[bytes],
+    message: HttpMessage,
+    head: tuple[bytes, str] | None,
+    heads: Heads,
+    secrets: Secrets | None,
+) -> None:
     if head is not None:
         parts.append(head[0])
     else:
-        _add_headers(parts, message)
+        if secrets:
+            secrets.clear()  # of a head that was given up half-way
+        heads.add(parts, message.headers, message.ascii, secrets)
+        if message.content_type:
+            parts.append(_type_constants(message.content_type))
+        if message.content_encoding:
+            parts.append(_CONTENT_ENCODING.encode(message.content_encoding))
     parts += (_OVERHEAD, varint(message.overhead_size))
     if message.body_size:
         parts += (_BODY_SIZE, varint(message.body_size))
@@ -296,28 +346,6 @@ def _add_half(parts: list[bytes], message: HttpMessage, head: tuple[bytes, str] 
         parts.append(_DECODED.encode(message.decoded_size))
     if message.trailer_start is not None:
         parts += (_TRAILERS.tag, varint(message.trailer_start))
-
-
-def _add_headers(parts: list[bytes], message: HttpMessage) -> None:
-    """Headers that were read already, or that only a full reading gets right."""
-    headers = message.headers
-    if not message.ascii:
-        headers = [
-            (name if name.isascii() else to_utf8(name), value if value.isascii() else to_utf8(value))
-            for name, value in headers
-        ]
-    for name, value in headers:
-        a = len(name)
-        c = len(value)
-        if a < 128 and c < 1900:  # so that every length is in the tables, the name's in one byte
-            parts += (_HEADER[a + c + (4 if c < 128 else 5)], _NAME[a], name, _VALUE[c], value)
-        else:
-            head = varint_field(_NAME[0], a) + name + varint_field(_VALUE[0], c)
-            parts += (varint_field(_HEADER[0], len(head) + c), head, value)
-    if message.content_type:
-        parts.append(_type_constants(message.content_type))
-    if message.content_encoding:
-        parts.append(_CONTENT_ENCODING.encode(message.content_encoding))
 
 
 def _how_it_went(exchange: HttpExchange, protocol: str, wire: str, attempts: int, latency_ns: int) -> bytes:

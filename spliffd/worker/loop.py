@@ -21,11 +21,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from spliffd import ipc
+from spliffd.config import Access
 from spliffd.correlation.engine import Engine
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.correlation.flows import Kernel
 from spliffd.counters import Region
 from spliffd.kernel.ring import Ring
+from spliffd.protocols.mask_command import mask_command
+from spliffd.protocols.masking import Masker
 from spliffd.worker.output import Output
 from spliffd.worker.receiver import FrameMaker
 from spliffd.worker.tables import Tables
@@ -91,7 +94,10 @@ class Loop:
         self._new_rings: list[Ring] = []
         """Rings that take the place of the present one, one after the other, when it is empty."""
         self._output = Output(counters)
-        self._maker = FrameMaker(self._output, counters, number, self._who)
+        # Until the supervisor says how: its list and a key that nobody knows, so that nothing goes out bare.
+        access = Access()
+        masker = Masker(os.urandom(ipc.MASK_KEY_BYTES), access.mask_headers, access.mask_fields)
+        self._maker = FrameMaker(self._output, counters, number, self._who, masker)
         self._owners_entered = owners_entered
         self._engine = Engine(self._maker, counters, time.monotonic_ns(), looks)
         self._processes: OrderedDict[tuple[int, int], tuple[int, ipc.ProcessFacts | None]] = OrderedDict()
@@ -274,6 +280,9 @@ class Loop:
                     self._new_rings.append(Ring(fds[0], size))
                 case ipc.Interfaces(names):
                     self._engine.interfaces(names)
+                case ipc.Masking():
+                    masker = Masker(message.key, message.headers, message.fields)
+                    self._maker.mask_with(masker, whole_bodies=message.bodies == "all")
                 case ipc.OwnersEntered():
                     self._owners_entered()
                 case ipc.Watched():
@@ -352,6 +361,7 @@ class Loop:
                 self._from_supervisor()
 
     def _learn(self, known: ipc.ProcessFacts) -> None:
+        known.cmdline = mask_command(known.cmdline, self._maker.masker)
         exec_id, _ = self._processes.get((known.pid, known.start_ns), (-1, None))
         self._processes[known.pid, known.start_ns] = (exec_id, known)
         self._patient = True

@@ -14,9 +14,11 @@ from spliffd.correlation.facts import ConnectionFacts
 from spliffd.correlation.flows import Finished
 from spliffd.counters import Region
 from spliffd.pb import spliff_pb2
+from spliffd.protocols.masking import Masker
 from spliffd.protocols.messages import HttpExchange, HttpRequest
 from spliffd.worker.bodies import MAX_HELD, PART_BYTES, Bodies, Half
 from spliffd.worker.encode import connection_prefix, exchange_bytes, summary, traffic_piece
+from spliffd.worker.heads import Heads
 from spliffd.worker.output import Output
 
 AskWho = Callable[[int, int, int, ConnectionFacts], None]
@@ -25,17 +27,29 @@ AskWho = Callable[[int, int, int, ConnectionFacts], None]
 class FrameMaker:
     """The engine's Receiver. ``demand`` is what all watchers together want."""
 
-    def __init__(self, output: Output, counters: Region, worker: int, ask: AskWho) -> None:
+    def __init__(self, output: Output, counters: Region, worker: int, ask: AskWho, masker: Masker) -> None:
         self._output = output
         self._counters = counters
         self._ask = ask
         self._next_part_key = (worker + 1) << 48
         self._held = 0
+        self._heads = Heads(masker)
+        self._whole_bodies = False
         self.demand = ipc.Demand(0, bodies=False, body_limit=0, handshakes=False, messages=False)
         self.wall_offset_ns = 0
         """Added to ktime (CLOCK_MONOTONIC) it gives time since the epoch."""
         self.boot_offset_ns = 0
         """The same for times since boot (CLOCK_BOOTTIME)."""
+
+    def mask_with(self, masker: Masker, *, whole_bodies: bool) -> None:
+        """From here on secrets are masked like this; ``whole_bodies``: no body is shown unmasked at all."""
+        self._heads = Heads(masker)
+        self._whole_bodies = whole_bodies
+
+    @property
+    def masker(self) -> Masker:
+        """How secrets are masked."""
+        return self._heads.masker
 
     def process(self, pid: int, start_ns: int, exec_id: int, facts: ConnectionFacts) -> None:
         """A new connection: times become absolute, and /proc is asked (by the supervisor)."""
@@ -51,6 +65,8 @@ class FrameMaker:
         if not self.demand.watchers:
             return
         wall = self.wall_offset_ns
+        heads, reveal = self._heads, self.demand.reveal
+        masker = heads.masker
         pieces = [
             exchange_bytes(
                 connection.facts,
@@ -60,12 +76,14 @@ class FrameMaker:
                 attempts,
                 waited,
                 wall,
+                heads,
+                reveal,
             )
             for connection, exchange, attempts, waited in finished
         ]
         put = self._output.put
         for (connection, exchange, _, _), (public, secret) in zip(finished, pieces, strict=True):
-            told = summary(connection.facts, exchange, protocol_of(connection, exchange))
+            told = summary(connection.facts, exchange, protocol_of(connection, exchange), masker)
             frame = ipc.Frame(ipc.EXCHANGE, exchange.part_key, told, public, secret)
             bodies = exchange.user
             if bodies is not None:
@@ -115,7 +133,7 @@ class FrameMaker:
         frame = ipc.Frame(
             ipc.BODY_PART,
             exchange.part_key,
-            summary(connection.facts, exchange, protocol_of(connection, exchange)),
+            summary(connection.facts, exchange, protocol_of(connection, exchange), self.masker),
             b"",
         )
         if is_response:
@@ -170,4 +188,4 @@ class FrameMaker:
     def _summary(self, facts: ConnectionFacts, protocol: str) -> ipc.Summary:
         empty = HttpExchange()
         empty.request = HttpRequest()
-        return summary(facts, empty, protocol)
+        return summary(facts, empty, protocol, self.masker)

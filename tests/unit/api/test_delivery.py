@@ -148,9 +148,50 @@ def test_a_frame_without_a_summary_is_refused():
         Delivery(ipc.Frame(kind=ipc.EXCHANGE, part_key=0, summary=None, public=b""))
 
 
-def test_secrets_never_leave():
-    frame = exchange("/a")
+def test_secrets_leave_for_those_who_may_see_them_only():
+    frame = exchange("/a", request_body=b"p=*abc*", response_body=b"x")
     frame.secret = pb.Exchange(revealed=[pb.Revealed(value="hunter2")]).SerializeToString()
+    frame.secret_request_body = b"p=hunt2"
+    delivery = Delivery(frame, 1)
 
-    assert b"hunter2" not in Delivery(frame, 1).plain
-    assert b"hunter2" not in Delivery(frame, 1).with_bodies(0, 0).entry
+    for entry in (delivery.plain, delivery.bare(reveal=False), delivery.without_bodies(0)):
+        assert b"hunt" not in entry
+    assert b"hunt" not in delivery.with_bodies(0, 0).entry
+    assert item(delivery.bare(reveal=True)).exchange.revealed[0].value == "hunter2"
+    assert item(delivery.without_bodies(0, reveal=True)).exchange.revealed[0].value == "hunter2"
+    found = item(delivery.with_bodies(0, 0, reveal=True).entry).exchange
+    assert (found.request.body, found.response.body) == (b"p=hunt2", b"x")
+    assert found.revealed[0].value == "hunter2"
+    assert b"hunt" not in delivery.with_bodies(0, 0).entry
+
+
+def test_a_part_that_only_some_may_see():
+    frame = exchange("/a", kind=ipc.BODY_PART, part_key=7, secret_response_body=b"hunter2")
+    delivery = Delivery(frame)
+
+    assert delivery.with_bodies(0, 0).body_bytes == 0
+    part = item(delivery.with_bodies(4, 0, reveal=True).entry).body_part
+    assert (part.response, part.data) == (True, b"hunt")
+
+
+def test_bytes_that_are_withheld_from_everybody_are_stated():
+    frame = exchange("/a")
+    frame.withheld = 99
+
+    assert item(Delivery(frame, 1).with_bodies(0, 0).entry).exchange.completeness.body_not_sent == 99
+
+
+def test_the_payload_of_a_chunk_that_only_some_may_see():
+    frame = ipc.Frame(
+        kind=ipc.CHUNK,
+        part_key=0,
+        summary=summary(),
+        public=pb.Chunk(size=7).SerializeToString(),
+        secret=pb.Chunk(data=b"hunter2").SerializeToString(),
+    )
+    delivery = Delivery(frame)
+
+    assert not delivery.has_body(reveal=False)
+    assert delivery.has_body(reveal=True)
+    assert item(delivery.with_bodies(0, 0).entry).chunk == pb.Chunk(size=7)
+    assert item(delivery.with_bodies(4, 0, reveal=True).entry).chunk == pb.Chunk(size=7, data=b"hunt")

@@ -243,7 +243,7 @@ async def test_two_workers_are_both_heard(start):
     [
         (pb.WatchRequest(filter=pb.Filter(expression="x")), "UNIMPLEMENTED", "filter.expression"),
         (pb.WatchRequest(filter=pb.Filter(ports=[70000])), "INVALID_ARGUMENT", "filter.ports: 70000"),
-        (pb.WatchRequest(reveal=True), "UNIMPLEMENTED", "reveal"),
+        (pb.WatchRequest(reveal=True), "UNAUTHENTICATED", "auth"),
         (pb.WatchRequest(last=5), "UNIMPLEMENTED", "no history"),
         (pb.WatchRequest(since_time_ns=5), "UNIMPLEMENTED", "no history"),
         (pb.WatchRequest(after_id=0), "UNIMPLEMENTED", "no history"),

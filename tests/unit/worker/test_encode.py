@@ -5,13 +5,18 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spliffd.config import Access
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.pb import spliff_pb2 as pb
 from spliffd.protocols.http1 import REQUEST, RESPONSE, Http1
+from spliffd.protocols.masking import Masker
 from spliffd.protocols.messages import GrpcFacts, HttpExchange, HttpRequest, HttpResponse
 from spliffd.worker import encode
 from spliffd.worker.encode import body_piece, connection_prefix, exchange_bytes, summary
+from spliffd.worker.heads import Heads
 
+MASKER = Masker(b"key", Access().mask_headers, Access().mask_fields)
+HEADS = Heads(MASKER)
 WALL = 1_700_000_000_000_000_000
 
 
@@ -76,8 +81,9 @@ def expected(facts, exchange, protocol, wire, attempts, latency) -> pb.Exchange:
             message.trailer_start = half.trailer_start
     if request is not None:
         out.start_time_ns = request.start_ns + WALL
-        for name in ("method", "scheme", "authority", "path"):
-            setattr(out.request, name, getattr(request, name))
+        out.request.method, out.request.scheme = request.method, request.scheme
+        out.request.authority = MASKER.authority(request.authority)
+        out.request.path = MASKER.path(request.path)
     if response is not None:
         out.response.status, out.response.reason = response.status, response.reason
         out.response.interim.extend(response.interim)
@@ -131,7 +137,9 @@ def parsed(up: bytes, down: bytes) -> HttpExchange:
 
 
 def check(facts, exchange, protocol="http1", wire="XDP", attempts=0, latency=0):
-    public, secret = exchange_bytes(facts, exchange, protocol, wire, attempts, latency, WALL)
+    public, secret = exchange_bytes(
+        facts, exchange, protocol, wire, attempts, latency, WALL, HEADS, reveal=False
+    )
 
     assert secret == b""
     assert pb.Exchange.FromString(public) == expected(facts, exchange, protocol, wire, attempts, latency)
@@ -151,7 +159,7 @@ def test_an_exchange_of_the_parser():
 def test_pieces_merge():
     facts = some_facts()
     exchange = parsed(b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody")
-    public, _ = exchange_bytes(facts, exchange, "http1", "TC", 0, 0, WALL)
+    public, _ = exchange_bytes(facts, exchange, "http1", "TC", 0, 0, WALL, HEADS, reveal=False)
 
     whole = pb.Exchange.FromString(
         public + body_piece(True, 1, b"ody") + pb.Exchange(id=7).SerializeToString()
@@ -210,7 +218,15 @@ def test_text_that_is_no_utf8_is_carried():
     facts.comm, facts.exe = "bad\udcff", "/tmp/\udc80x"  # as os.fsdecode gives them
 
     public, _ = exchange_bytes(
-        facts, parsed(b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 304 \xe9\r\n\r\n"), "http1", "", 0, 0, 0
+        facts,
+        parsed(b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 304 \xe9\r\n\r\n"),
+        "http1",
+        "",
+        0,
+        0,
+        0,
+        HEADS,
+        False,
     )
 
     process = pb.Exchange.FromString(public).process
@@ -221,14 +237,14 @@ def test_summary():
     facts = some_facts()
     exchange = parsed(b"GET /x HTTP/1.1\r\nHost: h:1\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n")
 
-    said = summary(facts, exchange, "http1")
+    said = summary(facts, exchange, "http1", MASKER)
 
     assert (said.pid, said.ppid, said.uid, said.comm, said.exe) == (4242, 1, 1000, "curl", "/usr/bin/curl")
     assert (said.user, said.unit, said.container, said.library) == ("me", "a.service", "ab" * 32, "openssl")
     assert (said.protocol, said.local_port, said.remote_port) == ("http1", 48372, 443)
     assert (said.remote_address, said.sni) == ("2001:db8::1", "example.org")
     assert (said.authority, said.path, said.method, said.status) == ("h:1", "/x", "GET", 204)
-    nothing = summary(facts, HttpExchange(), "raw")
+    nothing = summary(facts, HttpExchange(), "raw", MASKER)
     assert (nothing.authority, nothing.path, nothing.method, nothing.status) == ("", "", "", 0)
 
 
