@@ -12,13 +12,13 @@ library as soon as one of its exchanges was counted: all 675 combinations would 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from spliffd import __version__, counters
 from spliffd.counters import Area, Region
+from spliffd.series import Family, Sample, counter, exposition, gauge, labelled, values
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+__all__ = ["LOSSES", "PROBED_LIBRARIES", "Family", "Loss", "Sample", "collect", "exposition", "values"]
 
 PROBED_LIBRARIES: tuple[str, ...] = tuple(
     name.removeprefix("probes_") for name in counters.SUPERVISOR if name.startswith("probes_")
@@ -26,23 +26,6 @@ PROBED_LIBRARIES: tuple[str, ...] = tuple(
 """The libraries this build can probe: those that the supervisor counts probes of."""
 
 LABEL_NAMES = ("protocol", "library", "method", "wire")
-
-
-class Sample(NamedTuple):
-    """One line of a family: name suffix, labels in order, value."""
-
-    suffix: str
-    labels: tuple[tuple[str, str], ...]
-    value: float
-
-
-class Family(NamedTuple):
-    """One metric: name, Prometheus type, help in one line, and its samples."""
-
-    name: str
-    kind: str
-    help: str
-    samples: list[Sample]
 
 
 class Loss(NamedTuple):
@@ -108,44 +91,6 @@ def collect(area: Area, kernel: Region, workers: int) -> list[Family]:
     return [*_correlation(readings), *_application(readings), *_host(readings), *_delivery(readings)]
 
 
-def exposition(families: Iterable[Family]) -> bytes:
-    """The Prometheus text format, one page."""
-    lines = []
-    for family in families:
-        lines.append(f"# HELP {family.name} {family.help}")
-        lines.append(f"# TYPE {family.name} {family.kind}")
-        lines += [f"{key} {_number(value)}" for key, value in _pairs(family)]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def values(families: Iterable[Family]) -> dict[str, float]:
-    """Every number by the name of its series, labels in braces, as ``GetStats`` returns them."""
-    return {key: float(value) for family in families for key, value in _pairs(family)}
-
-
-def _pairs(family: Family) -> Iterable[tuple[str, float]]:
-    for suffix, labels, value in family.samples:
-        # Label values are names of this source tree: nothing in them needs escaping.
-        braces = "{" + ",".join(f'{name}="{text}"' for name, text in labels) + "}" if labels else ""
-        yield f"{family.name}{suffix}{braces}", value
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(float(value))
-
-
-def _counter(name: str, text: str, value: float) -> Family:
-    return Family(name, "counter", text, [Sample("", (), value)])
-
-
-def _gauge(name: str, text: str, value: float) -> Family:
-    return Family(name, "gauge", text, [Sample("", (), value)])
-
-
-def _labelled(kind: str, name: str, text: str, label: str, pairs: Sequence[tuple[str, float]]) -> Family:
-    return Family(name, kind, text, [Sample("", ((label, key),), value) for key, value in pairs])
-
-
 def _correlation(readings: Readings) -> list[Family]:
     total = readings.regions["worker"]
     return [
@@ -156,27 +101,27 @@ def _correlation(readings: Readings) -> list[Family]:
             "How long exchanges waited for late flow information; most do not.",
             _histogram(total),
         ),
-        _counter(
+        counter(
             "spliff_cookie_misses_total",
             "Packets of sockets in scope whose connection was not in the cookie map.",
             readings.get("kernel", "cookie_misses"),
         ),
-        _counter(
+        counter(
             "spliff_sockets_without_cookie_total",
             "TLS connections whose socket was named but had no cookie yet.",
             readings.get("kernel", "sockets_without_cookie"),
         ),
-        _counter(
+        counter(
             "spliff_deferred_successes_total",
             "Exchanges that waited in the retry queue and were correlated.",
             total["deferred_successes"],
         ),
-        _counter(
+        counter(
             "spliff_deferred_failures_total",
             "Exchanges not tied to packets: waited in vain, queue full, or connection given up before.",
             total["deferred_failures"],
         ),
-        _gauge("spliff_deferred_pending", "Exchanges waiting in the retry queue.", total["deferred_pending"]),
+        gauge("spliff_deferred_pending", "Exchanges waiting in the retry queue.", total["deferred_pending"]),
     ]
 
 
@@ -219,43 +164,43 @@ def _application(readings: Readings) -> list[Family]:
     # Evicted ones are closed as well. Those of a worker that died are never closed: an upper bound.
     live = total["connections_opened"] - total["connections_closed"]
     return [
-        _labelled(
+        labelled(
             "counter",
             "spliff_tls_records_total",
             "Records read from the ring, by kind.",
             "kind",
             [(kind, total[f"tls_records_{kind}"]) for kind in kinds],
         ),
-        _labelled(
+        labelled(
             "counter",
             "spliff_captured_bytes_total",
             "Plaintext bytes captured, by direction as the traced program sees it.",
             "direction",
             [(way, total[f"captured_bytes_{way}"]) for way in ("sent", "received")],
         ),
-        _labelled(
+        labelled(
             "counter",
             "spliff_handshakes_total",
             "TLS handshakes seen, by result.",
             "result",
             [("ok", total["handshakes_ok"]), ("failed", total["handshakes_failed"])],
         ),
-        _counter(
+        counter(
             "spliff_exchanges_incomplete_total",
             "Exchanges of which something is missing, and that say so.",
             total["exchanges_incomplete"],
         ),
-        _counter(
+        counter(
             "spliff_parser_resyncs_total",
             "Times a parser found its place again after a gap or a mid-stream start.",
             total["parser_resyncs"],
         ),
-        _counter(
+        counter(
             "spliff_connections_reconciled_total",
             "Connections whose end was lost, and found out in the kernel's tables.",
             total["connections_reconciled"],
         ),
-        _gauge("spliff_connections", "TLS connections that the workers hold.", max(0, live)),
+        gauge("spliff_connections", "TLS connections that the workers hold.", max(0, live)),
         _per_worker(readings, "sleep_cycles", "Times a worker went to sleep for want of work."),
         _per_worker(readings, "busy_polls", "Polling iterations that used up their whole budget."),
         _per_worker(readings, "iterations", "Polling iterations."),
@@ -265,15 +210,15 @@ def _application(readings: Readings) -> list[Family]:
 
 def _per_worker(readings: Readings, name: str, text: str) -> Family:
     pairs = [(str(number), float(one[name])) for number, one in enumerate(readings.workers)]
-    return _labelled("counter", f"spliff_{name}_total", text, "worker", pairs)
+    return labelled("counter", f"spliff_{name}_total", text, "worker", pairs)
 
 
 def _host(readings: Readings) -> list[Family]:
     kernel, supervisor = readings.regions["kernel"], readings.regions["supervisor"]
     return [
-        _gauge("spliff_flows", "TCP connections in scope that are open.", supervisor["flows"]),
+        gauge("spliff_flows", "TCP connections in scope that are open.", supervisor["flows"]),
         *(
-            _labelled(
+            labelled(
                 "gauge",
                 f"spliff_map_{kind}",
                 text,
@@ -294,17 +239,17 @@ def _host(readings: Readings) -> list[Family]:
                 for hook, mode in counters.HOOK_MODES
             ],
         ),
-        _counter(
+        counter(
             "spliff_interface_failures_total",
             "Attempts to hook an interface that the kernel refused.",
             supervisor["interface_failures"],
         ),
-        _counter(
+        counter(
             "spliff_interface_overruns_total",
             "Times the kernel's link messages came too fast, and the table was read anew.",
             supervisor["interface_overruns"],
         ),
-        _counter(
+        counter(
             "spliff_interface_table_full_total",
             "Interfaces without a hook because the table was full.",
             supervisor["interface_table_full"],
@@ -319,48 +264,48 @@ def _host(readings: Readings) -> list[Family]:
                 for kind in counters.PACKET_OUTCOMES
             ],
         ),
-        _counter("spliff_flows_total", "TCP connections in scope ever seen.", kernel["flows_made"]),
-        _counter(
+        counter("spliff_flows_total", "TCP connections in scope ever seen.", kernel["flows_made"]),
+        counter(
             "spliff_flows_without_hop_total",
             "Packets on more interfaces than one connection is followed over.",
             kernel["flows_without_hop"],
         ),
-        _labelled(
+        labelled(
             "counter",
             "spliff_sockets_total",
             "Connections opened and closed, and those found at start.",
             "event",
             [(event, kernel[f"sockets_{event}"]) for event in ("active", "passive", "closed", "seeded")],
         ),
-        _labelled(
+        labelled(
             "gauge",
             "spliff_probes",
             "Probe sites attached, by TLS library.",
             "library",
             [(library, supervisor[f"probes_{library}"]) for library in PROBED_LIBRARIES],
         ),
-        _labelled(
+        labelled(
             "gauge",
             "spliff_libraries",
             "Files with TLS code found, by what became of them.",
             "state",
             [(state, supervisor[f"libraries_{state}"]) for state in ("attached", "refused")],
         ),
-        _counter("spliff_execs_total", "Program starts seen.", supervisor["execs_seen"]),
-        _counter(
+        counter("spliff_execs_total", "Program starts seen.", supervisor["execs_seen"]),
+        counter(
             "spliff_process_lookups_total",
             "Questions of workers about a process.",
             supervisor["whois_requests"],
         ),
-        _counter(
+        counter(
             "spliff_process_lookups_late_total",
             "Questions about a process that was gone already.",
             supervisor["whois_too_late"],
         ),
-        _counter(
+        counter(
             "spliff_out_of_scope_total", "TLS calls outside the scope, never read.", kernel["out_of_scope"]
         ),
-        _gauge(
+        gauge(
             "spliff_ready_seconds",
             "How long the daemon took from start to ready.",
             supervisor["ready_after_ms"] / 1000,
@@ -381,30 +326,30 @@ def _delivery(readings: Readings) -> list[Family]:
     return [
         Family("spliff_lost_total", "counter", "Things lost, by stage and reason.", lost),
         Family("spliff_lost_bytes_total", "counter", "Bytes lost, where they are known.", lost_bytes),
-        _gauge("spliff_subscribers", "Watchers connected.", api["subscribers"]),
-        _counter("spliff_subscribers_total", "Watchers ever connected.", api["subscribers_total"]),
-        _counter(
+        gauge("spliff_subscribers", "Watchers connected.", api["subscribers"]),
+        counter("spliff_subscribers_total", "Watchers ever connected.", api["subscribers_total"]),
+        counter(
             "spliff_subscriber_lost_total",
             "Items and bodies that slow watchers missed, each told to its watcher.",
             api["subscriber_lost_items"] + api["subscriber_lost_bodies"],
         ),
-        _counter(
+        counter(
             "spliff_subscriber_lost_bytes_total",
             "Bytes that slow watchers missed.",
             api["subscriber_lost_bytes"],
         ),
-        _counter("spliff_frames_total", "Frames that the api got from workers.", api["frames_received"]),
-        _counter("spliff_items_delivered_total", "Items written to watchers.", api["items_delivered"]),
-        _counter(
+        counter("spliff_frames_total", "Frames that the api got from workers.", api["frames_received"]),
+        counter("spliff_items_delivered_total", "Items written to watchers.", api["items_delivered"]),
+        counter(
             "spliff_items_filtered_total",
             "Items that a watcher's filter or wishes held back.",
             api["items_filtered"],
         ),
-        _counter("spliff_responses_total", "Batches written to watchers.", api["batches_sent"]),
-        _counter(
+        counter("spliff_responses_total", "Batches written to watchers.", api["batches_sent"]),
+        counter(
             "spliff_refused_total", "Requests refused for want of permission.", api["refused_permission"]
         ),
-        _counter("spliff_worker_restarts_total", "Restarts of workers.", supervisor["worker_restarts"]),
-        _counter("spliff_api_restarts_total", "Restarts of the api.", supervisor["api_restarts"]),
-        _labelled("gauge", "spliff_build_info", "Always 1.", "version", [(__version__, 1)]),
+        counter("spliff_worker_restarts_total", "Restarts of workers.", supervisor["worker_restarts"]),
+        counter("spliff_api_restarts_total", "Restarts of the api.", supervisor["api_restarts"]),
+        labelled("gauge", "spliff_build_info", "Always 1.", "version", [(__version__, 1)]),
     ]

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from http import HTTPStatus
 
-from spliffd.metrics import CONTENT_TYPE
+from spliffd.series import CONTENT_TYPE
 
 log = logging.getLogger("spliffd.api")
 
