@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 
+from spliffd.correlation.connection import Connection
+from spliffd.correlation.facts import ConnectionFacts
 from spliffd.kernel import records
 from spliffd.worker.tables import Tables
 from tests.kernel.test_every_byte import client, serve
@@ -12,15 +14,7 @@ from tests.support.lab import Lab
 from tests.support.tracer import Tracer
 
 
-class Seen:
-    """What ``Tables`` looks at of a connection."""
-
-    def __init__(self, tgid: int, start_ns: int, key: bytes) -> None:
-        self.process = (tgid, start_ns)
-        self.key = key
-
-
-def seen(tracer: Tracer) -> dict[bytes, Seen]:
+def seen(tracer: Tracer) -> dict[bytes, Connection]:
     """Connections by key, from the records in the ring."""
     found = {}
     while positions := tracer.ring.drain(256):
@@ -28,7 +22,7 @@ def seen(tracer: Tracer) -> dict[bytes, Seen]:
             key = tracer.ring.data[at + records.KEY_AT : at + records.KEY_AT + records.KEY_BYTES]
             tgid, start_ns = records.TGID_START.unpack_from(tracer.ring.data, at + records.KEY_AT)
             if tracer.ring.data[at] == records.DATA:
-                found[key] = Seen(tgid, start_ns, key)
+                found[key] = Connection(key, (tgid, start_ns), ConnectionFacts(), joined=False)
         tracer.ring.release()
     return found
 

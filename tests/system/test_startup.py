@@ -131,7 +131,7 @@ def test_a_host_without_type_information(lab: Lab):
 def test_a_host_without_bcc(lab: Lab, module: str, words: tuple[str, ...]):
     copy = lab.folder / "copy"
     for part in ("spliffd", "bpf"):
-        shutil.copytree(REPOSITORY / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPOSITORY / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     (copy / "bcc.py").write_text(module)
     refused(spliffd(lab, "--metrics", "off", cwd=copy), 3, *words)
 
@@ -286,8 +286,8 @@ def test_the_watchdog_hears_of_a_child_that_hangs(lab: Lab, manager: ServiceMana
 
     child = daemon.pids()[name]
     os.kill(child, signal.SIGSTOP)
-    manager.silence("WATCHDOG", 2.1)  # what was asked before the stop may still count
-    assert manager.silence("WATCHDOG", 2.5)
+    # Signs sent before the stop may still wait here; one a second would never leave 2.5 s of silence.
+    assert any(manager.silence("WATCHDOG", 2.5) for _ in range(5))
     os.kill(child, signal.SIGCONT)
     manager.wait("WATCHDOG", 4)
     assert daemon.pids()[name] == child
