@@ -8,18 +8,33 @@
 #pragma once
 
 /* What the attach cookie of a uprobe says: op | flavour << 8 | library << 16,
- * and COOKIE_ZERO_IS_EOF. */
-enum op { OP_READ = 1, OP_WRITE, OP_HANDSHAKE, OP_CONNECT, OP_ACCEPT, OP_SET_FD, OP_FREE, OP_CLEAR };
+ * and the COOKIE_ flags below. */
+enum op {
+  OP_READ = 1,
+  OP_WRITE,
+  OP_HANDSHAKE,
+  OP_CONNECT,
+  OP_ACCEPT,
+  OP_SET_FD,
+  OP_FREE,
+  OP_CLEAR,
+  OP_IMPORT, /* the result is a TLS object (SSL_ImportFD, PR_Accept of one that listens) */
+  OP_UNCORK, /* sends what other calls have written: calls inside are not looked at */
+};
 enum flavour {
   FLAVOUR_NONE = 0,
   FLAVOUR_COUNT = 1,   /* the return value is the byte count (SSL_read) */
   FLAVOUR_POINTER = 2, /* return > 0 means success, the count is at *(size_t *)arg4 (SSL_read_ex) */
   FLAVOUR_REGISTER = 3, /* Go 1.17 and later: arguments and results in registers */
   FLAVOUR_STACK = 4, /* Go before: on the stack */
+  FLAVOUR_ZERO = 5, /* 0 means success: of a write of all that was given, or of a handshake */
+  FLAVOUR_VECTOR = 6, /* the return value is the byte count of several buffers: none of them is copied */
 };
 
 /* A return of 0 from this read means that the peer has closed its direction (not so for SSL_read_ex). */
 #define COOKIE_ZERO_IS_EOF (1 << 24)
+/* Objects that no other call has shown to be TLS are none of ours: nothing of the call is kept (PR_Read). */
+#define COOKIE_KNOWN_ONLY (1 << 25)
 
 enum record_kind {
   RECORD_DATA = 1,  /* plaintext of one call, or a piece of it */

@@ -246,6 +246,12 @@ int tls_enter(struct pt_regs *ctx) {
     return 0;
   }
   u32 op = cookie & 0xff;
+  if (cookie & COOKIE_KNOWN_ONLY) {
+    struct conn_key key;
+    conn_key_of(&key, calls, id, PT_REGS_PARM1(ctx));
+    if (!bpf_map_lookup_elem(MAP_CONNS, &key))
+      return 0;
+  }
   struct call *call = call_at(calls, depth);
   call->sp = sp;
   call->ssl = PT_REGS_PARM1(ctx);
@@ -256,7 +262,7 @@ int tls_enter(struct pt_regs *ctx) {
   call->op = op;
   call->library = (cookie >> 16) & 0xff;
   calls->depth = depth + 1;
-  if (op >= OP_HANDSHAKE) {
+  if (op >= OP_HANDSHAKE && op <= OP_ACCEPT) {
     struct conn_state *state = conn_of(calls, id, call->ssl, call->library);
     if (state && !(state->conn.flags & CONN_HANDSHAKE_SEEN)) {
       state->conn.flags |= CONN_HANDSHAKE_SEEN;
@@ -289,14 +295,29 @@ int tls_exit(struct pt_regs *ctx) {
     }
   }
   if (!call) {
-    count(COUNTER_CALL_UNMATCHED, 1);
+    if (!(cookie & COOKIE_KNOWN_ONLY)) /* else it was no TLS object at entry */
+      count(COUNTER_CALL_UNMATCHED, 1);
     return 0;
   }
   calls->depth = depth;
+  if (op == OP_UNCORK)
+    return 0;
+  if (op == OP_IMPORT) {
+    u64 object = PT_REGS_RC(ctx);
+    if (object)
+      conn_of(calls, id, object, call->library);
+    return 0;
+  }
+  if (depth) {
+    struct call *outer = call_at(calls, depth - 1);
+    if (outer->ssl == call->ssl && outer->op == OP_UNCORK)
+      return 0; /* written before */
+  }
 
   s32 result = (s32)PT_REGS_RC(ctx);
+  u32 flavour = (cookie >> 8) & 0xff;
   if (op >= OP_HANDSHAKE) {
-    if (result != 1)
+    if (result != (flavour == FLAVOUR_ZERO ? 0 : 1))
       return 0; /* wants more, or failed: the close record tells how it ended */
     struct conn_state *state = conn_of(calls, id, call->ssl, call->library);
     if (state && !(state->conn.flags & CONN_HANDSHAKE_DONE)) {
@@ -308,9 +329,12 @@ int tls_exit(struct pt_regs *ctx) {
     return 0;
   }
   u64 size = 0;
-  if (((cookie >> 8) & 0xff) == FLAVOUR_POINTER) {
+  if (flavour == FLAVOUR_POINTER) {
     if (result > 0 && bpf_probe_read_user(&size, sizeof(size), (void *)call->count_at))
       count(COUNTER_FAULT_RECORDS, 1);
+  } else if (flavour == FLAVOUR_ZERO) {
+    if (!result)
+      size = call->room;
   } else if (result > 0) {
     size = result;
   }
@@ -321,7 +345,10 @@ int tls_exit(struct pt_regs *ctx) {
     return 0;
   if (state->conn.method == METHOD_NONE)
     walk_fd(state);
-  if (size)
+  if (size && flavour == FLAVOUR_VECTOR) {
+    state->conn.offset[SENT] += size; /* the next record's offset tells the gap */
+    count(COUNTER_OVERSIZE_BYTES, size);
+  } else if (size)
     emit_data(state, call, size);
   else if (call->room && (cookie & COOKIE_ZERO_IS_EOF) && !(state->conn.flags & CONN_SOCKET_ENDED))
     emit_control(state, RECORD_EOF, call->start);

@@ -70,12 +70,24 @@ HOOK_MODES: tuple[tuple[str, str], ...] = (
 TABLES: tuple[str, ...] = ("calls", "goroutines", "conns", "speakers", "cookies", "flows")
 """The kernel's bounded tables, by the names of bpf/maps.h."""
 
+LIBRARIES: tuple[str, ...] = (
+    "openssl",
+    "boringssl",
+    "libressl",
+    "gnutls",
+    "nss",
+    "wolfssl",
+    "mbedtls",
+    "go",
+    "rustls",
+)
+
 SUPERVISOR: tuple[str, ...] = (
     "worker_restarts",
     "api_restarts",
     "libraries_attached",
     "libraries_refused",
-    "probes_openssl",
+    *(f"probes_{library}" for library in LIBRARIES),
     "execs_seen",
     "whois_requests",
     "whois_too_late",
@@ -90,17 +102,6 @@ SUPERVISOR: tuple[str, ...] = (
 )
 
 PROTOCOLS: tuple[str, ...] = ("http1", "http2", "grpc", "websocket", "raw")
-LIBRARIES: tuple[str, ...] = (
-    "openssl",
-    "boringssl",
-    "libressl",
-    "gnutls",
-    "nss",
-    "wolfssl",
-    "mbedtls",
-    "go",
-    "rustls",
-)
 METHODS: tuple[str, ...] = (
     "NONE",
     "SOCKET_NESTED",

@@ -28,12 +28,14 @@ class Probe(msgspec.Struct):
     zero_is_eof: bool = False
     placement: str = "entry"
     """"return": at a RET instruction."""
+    known_only: bool = False
 
 
 def attach_cookie(probe: Probe, library: str) -> int:
     """What the probe tells its program: op, flavour, library."""
     number = LIBRARIES.index(library) + 1
     cookie = records.OPS[probe.op] | records.FLAVOURS[probe.flavour] << 8 | number << 16
+    cookie |= records.COOKIE_KNOWN_ONLY if probe.known_only else 0
     return cookie | (records.COOKIE_ZERO_IS_EOF if probe.zero_is_eof else 0)
 
 

@@ -23,10 +23,12 @@ OPS = {
     "set_fd": 6,
     "free": 7,
     "clear": 8,
+    "import": 9,
+    "uncork": 10,
 }
 # enum flavour
-FLAVOURS = {"none": 0, "count": 1, "pointer": 2, "register": 3, "stack": 4}
-COOKIE_ZERO_IS_EOF = 1 << 24
+FLAVOURS = {"none": 0, "count": 1, "pointer": 2, "register": 3, "stack": 4, "zero": 5, "vector": 6}
+COOKIE_ZERO_IS_EOF, COOKIE_KNOWN_ONLY = 1 << 24, 1 << 25
 
 # enum record_kind
 DATA, HANDSHAKE, SOCKET, CLOSE, EXIT, EOF = range(1, 7)

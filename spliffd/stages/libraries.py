@@ -163,7 +163,7 @@ class Libraries:
             log.warning("probe refused", path=candidate.path, error=str(error))
             return probed
         self._counters.add("libraries_attached")
-        self._counters.add("probes_openssl", len(probes))
+        self._counters.add(f"probes_{inspection.library}", len(probes))
         log.info(
             "attached", path=candidate.path, library=inspection.library, version=inspection.version,
             placement=inspection.sites[0].placement,
@@ -203,4 +203,4 @@ def probe_of(site: Site) -> Probe:
     every failure.
     """
     eof = site.op == "read" and (site.placement == "internal" or site.flavour == "count")
-    return Probe(site.offset, site.op, site.flavour, site.return_probe, eof, site.placement)
+    return Probe(site.offset, site.op, site.flavour, site.return_probe, eof, site.placement, site.known_only)

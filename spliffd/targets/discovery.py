@@ -26,7 +26,14 @@ MAX_MAPS = 16 << 20
 MAX_CGROUPS = 10_000
 """Directories of one scope that are looked into; a host has some hundred."""
 
-LIBRARY_NAMES = ("libssl*.so*",)
+LIBRARY_NAMES = (
+    "libssl*.so*",
+    "libgnutls.so*",
+    "libgnutls-*.so*",
+    "libnspr4*.so*",
+    "libwolfssl*.so*",
+    "libmbedtls*.so*",
+)
 """Names of shared libraries worth a look; bundled ones are called like libssl-3a880ada.so.1.1."""
 
 LIBRARY_FOLDERS = ("/usr/lib*", "/usr/lib/*-linux-*", "/usr/local/lib*", "/usr/local/lib/*-linux-*", "/lib*")

@@ -19,7 +19,7 @@ import sys
 from typing import NoReturn
 
 from spliffd import privileges
-from spliffd.targets import golang, openssl
+from spliffd.targets import recognise
 from spliffd.targets.elf import MAX_FILE, Image, UnreadableError
 from spliffd.targets.sites import MAX_ANSWER, READY, Inspection, Request, decode_request, encode_inspection
 
@@ -50,7 +50,7 @@ def inspect_fd(fd: int, relocate: bool) -> Inspection:
     """Reads one file. Never raises for anything that a file can contain."""
     try:
         with Image(fd) as image:
-            return golang.inspect(image) or openssl.inspect(image, relocate)
+            return recognise.inspect(image, relocate)
     except UnreadableError as error:
         return Inspection("refused", reason=str(error))
     except Exception as error:  # a hostile file may find a way that the bounds do not close

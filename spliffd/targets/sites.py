@@ -11,8 +11,8 @@ from typing import Literal
 
 import msgspec
 
-Op = Literal["read", "write", "handshake", "connect", "accept", "set_fd", "free", "clear"]
-Flavour = Literal["count", "pointer", "none", "register", "stack"]
+Op = Literal["read", "write", "handshake", "connect", "accept", "set_fd", "free", "clear", "import", "uncork"]
+Flavour = Literal["count", "pointer", "zero", "vector", "none", "register", "stack"]
 Placement = Literal["entry", "internal", "return"]
 State = Literal["attach", "skipped", "refused"]
 
@@ -43,12 +43,16 @@ class Site(msgspec.Struct, frozen=True, array_like=True):
     flavour: Flavour
     """How to learn the bytes done: "count": the return value, if positive, is the number of bytes;
     "pointer": a return value > 0 means success and the number is at ``*(size_t *)`` fourth argument;
-    "none": the call moves no plaintext; "register", "stack": a Go method, by its calling convention."""
+    "zero": 0 means success, and that all of what was given is done; "vector": the return value counts the
+    bytes of several buffers, which are not read: a gap; "none": the call moves no plaintext;
+    "register", "stack": a Go method, by its calling convention."""
     placement: Placement
     """"entry": at the exported function; "internal": at the function that the exported ones share;
     "return": at a RET instruction of a function that has a site at its beginning, too."""
     proof: str
     """Why the arguments are intact there, in one sentence."""
+    known_only: bool = False
+    """Whether only objects count that another site has shown to be TLS: the function serves others, too."""
 
 
 class Inspection(msgspec.Struct, frozen=True, array_like=True):

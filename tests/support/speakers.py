@@ -1,0 +1,165 @@
+"""Programs that speak TLS by other libraries than OpenSSL, and small ones for libraries without a program.
+
+``copy_library`` brings a library into the lab; the rest are commands and texts. The Python programs call the
+library through ctypes: what is traced is the library, whoever calls it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.support.lab import Lab, wait_for
+from tests.support.servers import free_port
+
+
+def copy_library(lab: Lab, *names: str) -> None:
+    """Private copies of the system's libraries, by file name."""
+    for name in names:
+        source = next(Path("/usr/lib").glob(f"*/{name}"))
+        shutil.copy(source, lab.libraries / name)
+
+
+def nss_database(lab: Lab) -> Path:
+    """An NSS database with the lab's certificate and key, under the name "lab"."""
+    folder = lab.folder / "nss"
+    if folder.exists():
+        return folder
+    folder.mkdir()
+    bundle = lab.folder / "lab.p12"
+    for command in (
+        ["certutil", "-N", "-d", f"sql:{folder}", "--empty-password"],
+        ["openssl", "pkcs12", "-export", "-in", lab.certificate, "-inkey", lab.key, "-name", "lab",
+         "-passout", "pass:lab", "-out", bundle],
+        ["pk12util", "-i", bundle, "-d", f"sql:{folder}", "-W", "lab"],
+    ):  # fmt: skip
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    return folder
+
+
+def listening(port: int) -> bool:
+    """Whether somebody listens on ``port``, without connecting to it: some servers serve one connection."""
+    wanted = f":{port:04X} "
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with open(table, encoding="ascii") as file:
+            for line in file:
+                fields = line.split()
+                if fields[3] == "0A" and (fields[1] + " ").endswith(wanted):
+                    return True
+    return False
+
+
+def serve(lab: Lab, *command: str | Path, **options) -> tuple[subprocess.Popen[bytes], int]:
+    """Starts a server; ``{port}`` in its command becomes a free port, which is returned with the process."""
+    port = free_port()
+    filled = [str(word).replace("{port}", str(port)) for word in command]
+    options.setdefault("stdout", subprocess.DEVNULL)
+    options.setdefault("stderr", subprocess.DEVNULL)
+    process = lab.start(*filled, **options)
+    wait_for(lambda: listening(port), 10, f"{command[0]} on port {port}")
+    return process, port
+
+
+WOLFSSL = r"""
+import ctypes, socket, sys
+role, port, first, second = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+lib = ctypes.CDLL("libwolfssl.so.35")
+for name in ("wolfSSLv23_client_method", "wolfSSLv23_server_method", "wolfSSL_CTX_new", "wolfSSL_new"):
+    getattr(lib, name).restype = ctypes.c_void_p
+P = ctypes.c_void_p
+lib.wolfSSL_Init()
+method = lib.wolfSSLv23_client_method() if role == "client" else lib.wolfSSLv23_server_method()
+context = P(lib.wolfSSL_CTX_new(P(method)))
+lib.wolfSSL_CTX_set_verify(context, 0, None)
+if role == "server":
+    assert lib.wolfSSL_CTX_use_certificate_file(context, first.encode(), 1) == 1
+    assert lib.wolfSSL_CTX_use_PrivateKey_file(context, second.encode(), 1) == 1
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen()
+    raw, _ = listener.accept()
+else:
+    raw = socket.create_connection(("127.0.0.1", port))
+ssl = P(lib.wolfSSL_new(context))
+assert lib.wolfSSL_set_fd(ssl, raw.fileno()) == 1
+assert (lib.wolfSSL_connect if role == "client" else lib.wolfSSL_accept)(ssl) == 1
+buffer = ctypes.create_string_buffer(65536)
+def read():
+    size = lib.wolfSSL_read(ssl, buffer, len(buffer))
+    return buffer.raw[: max(0, size)]
+def write(data):
+    assert lib.wolfSSL_write(ssl, data, len(data)) == len(data)
+if role == "client":
+    write(b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % first.encode())
+    got = b""
+    while data := read():
+        got += data
+    print(got.split(b"\r\n")[0].decode())
+else:
+    request = b""
+    while b"\r\n\r\n" not in request:
+        request += read()
+    write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n")
+lib.wolfSSL_shutdown(ssl)
+lib.wolfSSL_free(ssl)
+raw.close()
+"""
+"""client PORT PATH -, or server PORT CERTIFICATE KEY: one request by libwolfssl."""
+
+MBEDTLS = r"""
+import ctypes, socket, sys
+role, port, first, second = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+crypto, x509, lib = (ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
+                     for name in ("libmbedcrypto.so.7", "libmbedx509.so.1", "libmbedtls.so.14"))
+room = lambda: ctypes.create_string_buffer(65536)   # larger than any of its structures
+entropy, drbg, ssl, config, chain, key = (room() for _ in range(6))
+net = ctypes.create_string_buffer(64)
+crypto.mbedtls_entropy_init(entropy)
+crypto.mbedtls_ctr_drbg_init(drbg)
+assert crypto.mbedtls_ctr_drbg_seed(drbg, crypto.mbedtls_entropy_func, entropy, None, 0) == 0
+lib.mbedtls_ssl_init(ssl)
+lib.mbedtls_ssl_config_init(config)
+assert lib.mbedtls_ssl_config_defaults(config, 0 if role == "client" else 1, 0, 0) == 0
+lib.mbedtls_ssl_conf_authmode(config, 0)
+lib.mbedtls_ssl_conf_rng(config, crypto.mbedtls_ctr_drbg_random, drbg)
+if role == "server":
+    x509.mbedtls_x509_crt_init(chain)
+    crypto.mbedtls_pk_init(key)
+    assert x509.mbedtls_x509_crt_parse_file(chain, first.encode()) == 0
+    assert crypto.mbedtls_pk_parse_keyfile(key, second.encode(), None) == 0
+    assert lib.mbedtls_ssl_conf_own_cert(config, chain, key) == 0
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen()
+    raw, _ = listener.accept()
+else:
+    raw = socket.create_connection(("127.0.0.1", port))
+ctypes.memmove(net, raw.fileno().to_bytes(4, "little"), 4)   # mbedtls_net_context: { int fd; }
+assert lib.mbedtls_ssl_setup(ssl, config) == 0
+lib.mbedtls_ssl_set_bio(ssl, net, lib.mbedtls_net_send, lib.mbedtls_net_recv, None)
+assert lib.mbedtls_ssl_handshake(ssl) == 0
+buffer = room()
+def read():
+    size = lib.mbedtls_ssl_read(ssl, buffer, ctypes.c_size_t(len(buffer)))
+    return buffer.raw[: max(0, size)]
+def write(data):
+    assert lib.mbedtls_ssl_write(ssl, data, ctypes.c_size_t(len(data))) == len(data)
+if role == "client":
+    write(b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % first.encode())
+    got = b""
+    while data := read():
+        got += data
+    print(got.split(b"\r\n")[0].decode())
+else:
+    request = b""
+    while b"\r\n\r\n" not in request:
+        request += read()
+    write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n")
+lib.mbedtls_ssl_close_notify(ssl)
+lib.mbedtls_ssl_free(ssl)
+raw.close()
+"""
+"""client PORT PATH -, or server PORT CERTIFICATE KEY: one request by libmbedtls."""
