@@ -29,6 +29,7 @@ HOT = (
     "spliffd/worker/encode.py",
     "spliffd/worker/heads.py",
     "spliffd/worker/loop.py",
+    "spliffd/worker/masked_bodies.py",
     "spliffd/worker/output.py",
     "spliffd/worker/receiver.py",
     "spliffd/worker/tables.py",

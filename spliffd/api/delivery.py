@@ -147,7 +147,7 @@ class Delivery:
         message = _parsed(frame.public)
         total = max(request, _size(message.request)) + max(response, _size(message.response))
         # What capture missed is stated elsewhere (completeness.missing_bytes).
-        return max(0, total - message.completeness.missing_bytes)
+        return max(0, total + frame.withheld - message.completeness.missing_bytes)
 
     def _part(self, limit: int, *, reveal: bool) -> Variant:
         frame = self.frame

@@ -5,8 +5,8 @@ Takes the value of Content-Encoding and the pieces of a body as they come; retur
 one after the other), deflate (RFC 9110: zlib, and the raw deflate that some send), br (RFC 7932), zstd (RFC
 8878, frames one after the other) and stacks of them. Stops, and says why in ``problem``, at corrupt data,
 when one stage gives more than ``max_size`` bytes, or more than ``max_ratio`` times what went in (a bomb).
-Never raises on any bytes, never holds more than a chunk for each stage beside the libraries' windows (zstd's is refused
-above 128 MiB, br's is at most 16 MiB). Does no I/O.
+Never raises on any bytes, never holds more than a chunk for each stage beside the libraries' windows (zstd's
+is refused above 128 MiB, br's is at most 16 MiB). Does no I/O.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ guesses.
 In text of no fixed length a mask is ``***(12:ab34cd56)``; ``fit`` makes one as long as the secret, for
 bodies, whose offsets must stay. A field's name counts whatever its case and whether its words are joined by
 "_", "-" or nothing (``access_token`` is also ``accessToken``), percent-encoded or not, and inside brackets
-(``user[password]``). When in doubt, more is masked. Does no I/O, never raises, keeps no secret but in its
-small cache of paths.
+(``user[password]``). When in doubt, more is masked. Does no I/O, never raises, keeps no secret but
+in the last path.
 """
 
 from __future__ import annotations
@@ -36,51 +36,48 @@ HASH_BYTES: Final = 4
 MAX_NAMES: Final = 1024
 """Header names remembered with their kind; a host meets some hundreds."""
 
-MAX_PATHS: Final = 512
-MAX_PATH: Final = 512
-"""Paths with a query remembered with their masked form, and the longest of them: half a MiB."""
+MAX_NAME: Final = 64
+"""Longest of them; the same goes for names of fields."""
 
 _BEGIN: Final = re.compile(rb"[?;#]")
 _FIELD: Final = re.compile(rb"([^&;?#=]*)=([^&;?#]*)")
 """A field of a query or fragment. "?" separates as well: a URL may stand unencoded in another one's query."""
+_NAMES: Final = re.compile(r"[?&;#]([^&;?#=]*)=")
 _NAME_PART: Final = re.compile(rb"[^\[\].]+")
+_WORD: Final = re.compile(rb"([A-Za-z0-9_.-]+)[\]\"'\\]*\s*[=:]")
+"""What may be a field's name in any text: a word before "=" or ":", in quotes or not."""
 _USER: Final = re.compile(rb"^([A-Za-z][A-Za-z0-9+.-]*://)?([^/?#@\s]+)@")
 
 
-def names_pattern(names: Sequence[str]) -> bytes:
-    """A regular expression (for IGNORECASE) that matches exactly the spellings of ``names``."""
-    spellings = []
-    for name in sorted(names, key=len, reverse=True):
-        words = [re.escape(word.encode()) for word in re.split("[_-]", name) if word]
-        if words:
-            spellings.append(b"[_-]?".join(words))
-    return b"|".join(spellings) or b"(?!)"
+def bare(name: bytes) -> bytes:
+    """A name without case, "_" and "-"."""
+    return name.lower().replace(b"_", b"").replace(b"-", b"")
 
 
 class Masker:
     """Masks by one key and one list of names. ``headers`` and ``fields`` are names in any case."""
 
     def __init__(self, key: bytes, headers: Sequence[str], fields: Sequence[str]) -> None:
-        self.key = key
-        self.fields: bytes = names_pattern(fields)
+        self._key = key
+        self._fields = frozenset([bare(name.encode()) for name in fields])
         self._headers = frozenset([name.strip().lower().encode() for name in headers])
-        self._is_field = re.compile(self.fields, re.IGNORECASE)
-        # Names, or a name with "%" in it, which the slow path decodes.
-        self._suspect = re.compile(self.fields + rb"|%[^&;?#=]*=", re.IGNORECASE)
         self._kinds: dict[bytes, int] = {}
-        self._paths: dict[str, str] = {}
+        self._known: dict[bytes, bool] = {}
+        self._known_text: dict[str, bool] = {}
+        self._last_path = self._last_masked = ""
 
     def digest(self, secret: bytes) -> str:
         """The keyed hash as 8 hexadecimal digits."""
-        return blake2b(secret, digest_size=HASH_BYTES, key=self.key).hexdigest()
+        return blake2b(secret, digest_size=HASH_BYTES, key=self._key).hexdigest()
 
     def mark(self, secret: bytes) -> bytes:
         """``***(12:ab34cd56)``; nothing for nothing."""
         return b"***(%d:%s)" % (len(secret), self.digest(secret).encode()) if secret else b""
 
-    def fit(self, secret: bytes) -> bytes:
-        """A mask as long as the secret: "*", as much of the hash as fits, "*" to the end."""
-        size = len(secret)
+    def fit(self, secret: bytes, size: int = -1) -> bytes:
+        """A mask as long as the secret (or ``size``): "*", as much of the hash as fits, "*" to the end."""
+        if size < 0:
+            size = len(secret)
         return (b"*" + self.digest(secret).encode()[: size - 1]).ljust(size, b"*") if size else b""
 
     def kind(self, name: bytes) -> int:
@@ -93,7 +90,7 @@ class Masker:
             kind = SECRET
         else:
             kind = URL if lower in URL_HEADERS else PLAIN
-        if len(name) <= 64:
+        if len(name) <= MAX_NAME:
             if len(self._kinds) >= MAX_NAMES:
                 self._kinds.clear()
             self._kinds[name] = kind
@@ -101,26 +98,53 @@ class Masker:
 
     def is_field(self, name: bytes) -> bool:
         """Whether a field of this name (or of which a bracketed part has it) holds a secret."""
+        known = self._known.get(name)
+        if known is not None:
+            return known
+        plain = name
         if b"%" in name or b"+" in name:
-            name = unquote_to_bytes(name.replace(b"+", b" "))
-        whole = self._is_field.fullmatch
-        return any(whole(part.strip()) is not None for part in _NAME_PART.findall(name))
+            plain = unquote_to_bytes(name.replace(b"+", b" "))
+        secret = False
+        for part in _NAME_PART.findall(plain):
+            if bare(part.strip()) in self._fields:
+                secret = True
+        if len(name) <= MAX_NAME:
+            if len(self._known) >= MAX_NAMES:
+                self._known.clear()
+            self._known[name] = secret
+        return secret
+
+    def _is_text_field(self, name: str) -> bool:
+        """The same for a name as text, without the cost of encoding it each time."""
+        secret = self.is_field(name.encode("utf-8", "surrogatepass"))
+        if len(name) <= MAX_NAME:
+            if len(self._known_text) >= MAX_NAMES:
+                self._known_text.clear()
+            self._known_text[name] = secret
+        return secret
 
     def path(self, path: str) -> str:
         """A request's target with the values of secret fields masked; the same object when there are none."""
         if "?" not in path and ";" not in path and "#" not in path and "@" not in path:
             return path
-        known = self._paths.get(path)
-        if known is not None:
-            return known
+        if path is self._last_path:
+            return self._last_masked
+        self._last_path = path
+        self._last_masked = masked = self._mask_path(path)
+        return masked
+
+    def _mask_path(self, path: str) -> str:
+        if "%" not in path and "@" not in path:
+            known = self._known_text
+            for name in _NAMES.findall(path):
+                secret = known.get(name)
+                if self._is_text_field(name) if secret is None else secret:
+                    break
+            else:
+                return path
         raw = path.encode("utf-8", "surrogatepass")
         masked = self.url(raw)
-        result = path if masked is raw else masked.decode("utf-8", "surrogatepass")
-        if len(path) <= MAX_PATH:
-            if len(self._paths) >= MAX_PATHS:
-                self._paths.clear()
-            self._paths[path] = result
-        return result
+        return path if masked is raw else masked.decode("utf-8", "surrogatepass")
 
     def authority(self, authority: str) -> str:
         """Host and port without user information (RFC 3986, 3.2.1), which may hold a password."""
@@ -136,7 +160,7 @@ class Masker:
             if user is not None and b":" in user[2]:
                 text = text[: user.start(2)] + self.mark(user[2]) + text[user.end(2) :]
         begin = _BEGIN.search(text)
-        if begin is None or self._suspect.search(text, begin.end()) is None:
+        if begin is None:
             return text
         head, query = text[: begin.end()], text[begin.end() :]
         masked = _FIELD.sub(self._mark_field, query)
@@ -150,8 +174,9 @@ class Masker:
         return field
 
     def suspects(self, text: bytes) -> bool:
-        """Whether ``text`` may hold a secret field at all; False is sure."""
-        return self._suspect.search(text) is not None
+        """Whether ``text``, whatever its form, may hold a secret field, percent-encoded or not."""
+        plain = unquote_to_bytes(text) if b"%" in text else text
+        return any(self.is_field(word) for word in _WORD.findall(plain))
 
     def _mark_field(self, field: re.Match[bytes]) -> bytes:
         name, value = field[1], field[2]
@@ -161,12 +186,4 @@ class Masker:
 
     def _nested(self, value: bytes) -> bool:
         """Whether a value is a percent-encoded URL, form or JSON that holds a secret itself."""
-        if b"%" not in value or self._is_field.search(value) is None:
-            return False
-        plain = unquote_to_bytes(value)
-        if b"%" in plain:
-            plain = unquote_to_bytes(plain)
-        for found in self._is_field.finditer(plain):
-            if plain[found.end() : found.end() + 1] in (b"=", b'"', b"'"):
-                return True
-        return False
+        return b"%" in value and self.suspects(unquote_to_bytes(value))

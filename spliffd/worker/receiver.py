@@ -1,7 +1,8 @@
 """What the engine finds becomes frames: serialised once, with the few facts that filters need beside.
 
 Takes finished exchanges, handshakes and chunks; puts frames into the output. While nobody watches,
-nothing is serialised. Bodies go through ``bodies``: inline when small, in parts when large.
+nothing is serialised. Bodies go through ``bodies``: inline when small, in parts when large, and secrets in
+them are masked (``masked_bodies``) before.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from spliffd.protocols.messages import HttpExchange, HttpRequest
 from spliffd.worker.bodies import MAX_HELD, PART_BYTES, Bodies, Half
 from spliffd.worker.encode import connection_prefix, exchange_bytes, summary, traffic_piece
 from spliffd.worker.heads import Heads
+from spliffd.worker.masked_bodies import Run, masked_body
 from spliffd.worker.output import Output
 
 AskWho = Callable[[int, int, int, ConnectionFacts], None]
@@ -58,9 +60,10 @@ class FrameMaker:
 
     def deliver(self, finished: list[Finished]) -> None:
         """Serialises all, then hands all on."""
-        for _, exchange, _, _ in finished:
+        for connection, exchange, _, _ in finished:
             bodies: Bodies | None = exchange.user
             if bodies is not None:
+                self._finish(connection, exchange, bodies)
                 self._held -= bodies.request.size + bodies.response.size
         if not self.demand.watchers:
             return
@@ -68,30 +71,34 @@ class FrameMaker:
         heads, reveal = self._heads, self.demand.reveal
         masker = heads.masker
         pieces = [
-            exchange_bytes(
-                connection.facts,
-                exchange,
-                protocol_of(connection, exchange),
-                connection.facts.wire or "NONE",
-                attempts,
-                waited,
-                wall,
-                heads,
-                reveal,
+            (
+                exchange_bytes(
+                    connection.facts,
+                    exchange,
+                    protocol_of(connection, exchange),
+                    connection.facts.wire or "NONE",
+                    attempts,
+                    waited,
+                    wall,
+                    heads,
+                    reveal,
+                ),
+                summary(connection.facts, exchange, protocol_of(connection, exchange), masker),
             )
             for connection, exchange, attempts, waited in finished
         ]
         put = self._output.put
-        for (connection, exchange, _, _), (public, secret) in zip(finished, pieces, strict=True):
-            told = summary(connection.facts, exchange, protocol_of(connection, exchange), masker)
+        for (_, exchange, _, _), ((public, secret), told) in zip(finished, pieces, strict=True):
             frame = ipc.Frame(ipc.EXCHANGE, exchange.part_key, told, public, secret)
             bodies = exchange.user
             if bodies is not None:
                 exchange.user = None
-                if bodies.request.pieces:
-                    frame.request_offset, frame.request_body = bodies.request.take()
-                if bodies.response.pieces:
-                    frame.response_offset, frame.response_body = bodies.response.take()
+                request, response = bodies.request, bodies.response
+                if request.size:
+                    frame.request_offset, frame.request_body, frame.secret_request_body = request.take()
+                if response.size:
+                    frame.response_offset, frame.response_body, frame.secret_response_body = response.take()
+                frame.withheld = _withheld(request) + _withheld(response)
             put(frame)
 
     def on_body(self, connection: Connection) -> OnBody | None:
@@ -108,20 +115,55 @@ class FrameMaker:
         message = exchange.response if is_response else exchange.request
         if message is None:
             return
-        offset = message.body_size
-        limit = self.demand.body_limit
-        if limit and offset >= limit:
-            return
         bodies: Bodies | None = exchange.user
         if bodies is None:
             bodies = exchange.user = Bodies()
         half = bodies.response if is_response else bodies.request
+        offset = message.body_size
+        if not half.asked:
+            half.asked = True
+            half.masked = masked_body(
+                message, data, self.masker, whole=self._whole_bodies, reveal=self.demand.reveal
+            )
+        masked = half.masked
+        limit = self.demand.body_limit
+        if limit and offset >= limit and (masked is None or not masked.decodes):
+            return
+        if masked is None:
+            self._hold(connection, exchange, half, (offset, data, b""), is_response=is_response)
+            return
+        for run in masked.feed(offset, data):
+            self._hold(connection, exchange, half, run, is_response=is_response)
+
+    def _hold(
+        self, connection: Connection, exchange: HttpExchange, half: Half, run: Run, *, is_response: bool
+    ) -> None:
+        offset, data, raw = run
+        limit = self.demand.body_limit
+        if limit and offset >= limit:
+            return
         if not half.joins(offset):
             self._part(connection, exchange, half, is_response=is_response)
-        half.add(offset, data)
-        self._held += len(data)
+        before = half.size
+        if raw:
+            half.add_secret(offset, data, raw)
+        else:
+            half.add(offset, data)
+        self._held += half.size - before
         if half.size >= PART_BYTES or self._held > MAX_HELD:
             self._part(connection, exchange, half, is_response=is_response)
+
+    def _finish(self, connection: Connection, exchange: HttpExchange, bodies: Bodies) -> None:
+        """What masks held back comes out, and what was decoded is told."""
+        for half, message, is_response in (
+            (bodies.request, exchange.request, False),
+            (bodies.response, exchange.response, True),
+        ):
+            masked = half.masked
+            if masked is not None and message is not None:
+                for run in masked.finish():
+                    self._hold(connection, exchange, half, run, is_response=is_response)
+                message.decoded_size = masked.decoded
 
     def _part(self, connection: Connection, exchange: HttpExchange, half: Half, *, is_response: bool) -> None:
         """Sends what is held of one half ahead of its exchange."""
@@ -129,7 +171,7 @@ class FrameMaker:
             exchange.part_key = self._next_part_key
             self._next_part_key += 1
         self._held -= half.size
-        offset, data = half.take()
+        offset, data, raw = half.take()
         frame = ipc.Frame(
             ipc.BODY_PART,
             exchange.part_key,
@@ -137,9 +179,9 @@ class FrameMaker:
             b"",
         )
         if is_response:
-            frame.response_offset, frame.response_body = offset, data
+            frame.response_offset, frame.response_body, frame.secret_response_body = offset, data, raw
         else:
-            frame.request_offset, frame.request_body = offset, data
+            frame.request_offset, frame.request_body, frame.secret_request_body = offset, data, raw
             if frame.summary is not None:
                 frame.summary.status = 0
         self._output.put(frame)
@@ -171,6 +213,11 @@ class FrameMaker:
         facts = connection.facts
         common = spliff_pb2.Exchange.FromString(connection_prefix(facts) + traffic_piece(facts))
         limit = self.demand.body_limit or len(data)
+        shown = data[:limit] if self.demand.bodies else b""
+        secret = b""
+        if self._whole_bodies and shown:
+            secret = spliff_pb2.Chunk(data=shown).SerializeToString() if self.demand.reveal else b""
+            shown = b""
         message = spliff_pb2.Chunk(
             time_ns=now + self.wall_offset_ns,
             process=common.process,
@@ -179,13 +226,19 @@ class FrameMaker:
             tls=common.tls,
             direction="received" if direction else "sent",
             offset=offset,
-            data=data[:limit] if self.demand.bodies else b"",
+            data=shown,
             size=size,
             protocol="unknown",
         )
-        self._output.put(ipc.Frame(ipc.CHUNK, 0, self._summary(facts, "raw"), message.SerializeToString()))
+        self._output.put(
+            ipc.Frame(ipc.CHUNK, 0, self._summary(facts, "raw"), message.SerializeToString(), secret)
+        )
 
     def _summary(self, facts: ConnectionFacts, protocol: str) -> ipc.Summary:
         empty = HttpExchange()
         empty.request = HttpRequest()
         return summary(facts, empty, protocol, self.masker)
+
+
+def _withheld(half: Half) -> int:
+    return 0 if half.masked is None else half.masked.withheld

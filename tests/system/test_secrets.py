@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import grp
 import json
 import subprocess
@@ -44,7 +45,7 @@ def daemon(lab: Lab) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="module")
 def server(lab: Lab, daemon: Daemon) -> Nginx:
-    server = Nginx(lab)
+    server = Nginx(lab, tls="default_type application/json; gzip on; gzip_types *;")
     daemon.wait_attached()
     return server
 
@@ -61,9 +62,9 @@ def spliffctl(
     )  # fmt: skip
 
 
-def send(lab: Lab, server: Nginx, path: str = "/hello?token=S3CR3T-query&a=1") -> None:
+def send(lab: Lab, server: Nginx, path: str = "/hello?token=S3CR3T-query&a=1", *options: str) -> None:
     headers = [part for name, value in SECRETS.items() for part in ("-H", f"{name}: {value}")]
-    done = lab.run("curl", "-sk", *headers, server.url(path))
+    done = lab.run("curl", "-sk", *headers, *options, server.url(path))
     assert done.returncode == 0
 
 
@@ -96,6 +97,39 @@ def test_no_secret_reaches_a_watcher_the_metrics_or_the_log(lab: Lab, daemon: Da
     assert MARK.decode() not in daemon.text()
 
 
+def test_bodies(lab: Lab, daemon: Daemon, server: Nginx):
+    reply = {"id": 7, "access_token": "S3CR3T-json", "pad": "x" * 2000}
+    server.file("token", json.dumps(reply).encode())
+    watch = daemon.watch(bodies=True)
+    form = "user=me&password=S3CR3T-form&remember=1"
+    for options in (
+        ["--data", form],
+        ["--json", json.dumps(reply)],
+        ["-F", "password=S3CR3T-part", "-F", "a=b"],
+        [],
+    ):
+        assert lab.run("curl", "-sk", "--compressed", *options, server.url("/token")).returncode == 0
+    watch.wait_for(8)
+    watch.settle(0.3)
+    watch.stop()
+    for exchange in watch.exchanges:
+        assert MARK not in exchange.SerializeToString()
+    sent = [exchange for exchange in watch.exchanges if exchange.connection.role == "client"]
+    assert sent[0].request.body.startswith(b"user=me&password=*")
+    assert sent[0].request.body.endswith(b"&remember=1")
+    assert len(sent[0].request.body) == sent[0].request.body_size == len(form)
+    assert json.loads(sent[1].request.body)["id"] == 7
+    assert b'name="a"\r\n\r\nb\r\n' in sent[2].request.body
+    for exchange in (sent[3], next(one for one in watch.exchanges[::-1] if one.connection.role == "server")):
+        answer = exchange.response
+        assert answer.content_encoding == "gzip"
+        assert answer.body_size < 500  # on the wire
+        assert answer.decoded_size == len(answer.body) == len(json.dumps(reply))
+        assert json.loads(answer.body)["pad"] == reply["pad"]
+        assert json.loads(answer.body)["access_token"].startswith("*")
+        assert exchange.completeness.body_not_sent == 0
+
+
 def test_a_filter_does_not_tell_a_secret(lab: Lab, daemon: Daemon, server: Nginx):
     guessed = daemon.watch(filter=spliff_pb2.Filter(paths=["*S3CR3T*", "/hello?token=S*"]))
     every = daemon.watch(filter=spliff_pb2.Filter(paths=["/hello?token=*&a=1"]))
@@ -115,6 +149,7 @@ def test_a_member_of_the_reveal_group_sees_them_and_the_journal_says_so(
         daemon,
         "watch",
         "--reveal",
+        "-b",
         "--count",
         "2",
         "--path",
@@ -126,7 +161,7 @@ def test_a_member_of_the_reveal_group_sees_them_and_the_journal_says_so(
     lab.processes.append(client)
     while daemon.stats()["spliff_subscribers"] < 2:
         assert client.poll() is None, client.communicate()
-    send(lab, server)
+    send(lab, server, "/hello?token=S3CR3T-query&a=1", "--data", "password=S3CR3T-form")
     out, err = client.communicate(timeout=15)
     assert (client.returncode, err) == (0, "")
     for line in out.splitlines():
@@ -135,6 +170,7 @@ def test_a_member_of_the_reveal_group_sees_them_and_the_journal_says_so(
         assert {name: headers[name] for name in SECRETS} == SECRETS
         assert exchange["request"]["path"] == "/hello?token=S3CR3T-query&a=1"
         assert "revealed" not in exchange
+        assert base64.b64decode(exchange["request"]["body"]) == b"password=S3CR3T-form"
     other.wait_for(2)
     other.stop()
     assert not [exchange for exchange in other.exchanges if MARK in exchange.SerializeToString()]

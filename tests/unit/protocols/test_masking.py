@@ -61,7 +61,7 @@ def test_other_headers():
 )
 def test_paths(path, masked):
     assert MASKER.path(path) == masked
-    assert MASKER.path(path) == masked  # remembered
+    assert MASKER.path(path) == masked  # whose names are remembered
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,7 @@ def test_paths(path, masked):
         "*",
         "/token/secret",
         "/p?tokens=1&mytoken=2",
+        "/p?a=1%3B2&b=c%3Dd",
         "/p?q=token",
         "/p?token=",
         "/p?a=%41&b=ä",

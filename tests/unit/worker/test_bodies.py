@@ -15,7 +15,7 @@ def test_pieces_that_join_come_out_as_one():
     assert not half.joins(14)
     half.add(13, b"de")
     assert half.size == 5
-    assert half.take() == (10, b"abcde")
+    assert half.take() == (10, b"abcde", b"")
     assert (half.size, half.pieces) == (0, [])
 
 
@@ -26,7 +26,7 @@ def test_a_run_may_begin_anywhere_after_a_take():
     half.take()
     assert half.joins(99)
     half.add(99, b"b")
-    assert half.take() == (99, b"b")
+    assert half.take() == (99, b"b", b"")
 
 
 def test_one_piece_is_not_copied():
@@ -39,8 +39,8 @@ def test_the_halves_are_two():
     bodies = Bodies()
     bodies.request.add(0, b"question")
     bodies.response.add(0, b"answer")
-    assert bodies.request.take() == (0, b"question")
-    assert bodies.response.take() == (0, b"answer")
+    assert bodies.request.take() == (0, b"question", b"")
+    assert bodies.response.take() == (0, b"answer", b"")
 
 
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=5), st.integers(0, 2), st.booleans())))
@@ -50,7 +50,8 @@ def test_every_byte_comes_out_once_at_its_place(pieces):
     found: dict[int, int] = {}
 
     def take() -> None:
-        at, data = half.take()
+        at, data, raw = half.take()
+        assert raw == b""
         for i, byte in enumerate(data):
             assert at + i not in found
             found[at + i] = byte
