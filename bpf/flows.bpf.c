@@ -56,30 +56,29 @@ static __always_inline bool read_tuple(struct flow_key *key, u64 sk) {
 /* Deeper cgroups than this are judged by their ancestors down to here; systemd nests about six. */
 #define CGROUP_LEVELS 16
 
-/* Whether a cgroup or one above it is among `count` of settings->cgroup_ids from `first` on. */
-static __always_inline bool cgroup_listed(struct settings *settings, u64 cgroup, u32 first, u32 count) {
+/* The lists that a cgroup or one above it is on. */
+static __always_inline u32 cgroup_lists(u64 cgroup) {
   u32 depth = read_u32(cgroup, OFF_cgroup_level);
+  u32 lists = 0;
   for (u32 level = 0; level < CGROUP_LEVELS; level++) {
     if (level > depth)
       break;
     u64 ancestor = read_u64(cgroup, OFF_cgroup_ancestors + level * 8);
     u64 id = read_u64(read_u64(ancestor, OFF_cgroup_kn), OFF_kn_id);
-    for (u32 i = 0; i < SCOPE_SLOTS; i++) {
-      if (i >= count)
-        break;
-      if (settings->cgroup_ids[first + i] == id)
-        return true;
-    }
+    u8 *listed = bpf_map_lookup_elem(MAP_CGROUPS, &id);
+    if (listed)
+      lists |= *listed;
   }
-  return false;
+  return lists;
 }
 
 /* The same question as in_scope() for a cgroup and a user instead of the current process. */
 static __always_inline bool owner_in_scope(struct settings *settings, u64 cgroup, u32 uid) {
-  if (settings->cgroups && !cgroup_listed(settings, cgroup, 0, settings->cgroups))
-    return false;
-  if (settings->excluded_cgroups && cgroup_listed(settings, cgroup, SCOPE_SLOTS, settings->excluded_cgroups))
-    return false;
+  if (settings->cgroups | settings->excluded_cgroups) {
+    u32 lists = cgroup_lists(cgroup);
+    if (lists & CGROUP_EXCLUDED || (settings->cgroups && !(lists & CGROUP_IN_SCOPE)))
+      return false;
+  }
   if (settings->uids | settings->excluded_uids) {
     u8 *listed = bpf_map_lookup_elem(MAP_UIDS, &uid);
     if (listed && *listed == 2)

@@ -14,6 +14,7 @@
  * | processes | ring buffer for the supervisor   | 256 KiB| consumer                                 |
  * | scope     | index -> cgroup                  | 32     | supervisor; 0-15 in scope, 16-31 not     |
  * | uids      | uid -> 1 in scope, 2 excluded    | 1,024  | supervisor                               |
+ * | cgroups   | cgroup id -> enum cgroup_list    | 32     | supervisor                               |
  * | calls     | pid_tgid -> struct calls         | 32,768 | thread exit; LRU beyond                  |
  * | goroutines | struct go_key -> struct go_call | 32,768 | end of the call; LRU beyond              |
  * | conns     | struct conn_key -> struct conn_state | 32,768 | SSL_free; LRU beyond (worker counts)  |
@@ -40,6 +41,7 @@
 #define MAP_FLOWS MAP(1012)
 #define MAP_BLANK MAP(1013) /* what a new entry of `flows` is copied from: too large for the stack */
 #define MAP_GOROUTINES MAP(1016)
+#define MAP_CGROUPS MAP(1015) /* the same cgroups as in `scope`, for sockets and for tasks that are not current */
 #define MAP_INTERFACES MAP(1014) /* the supervisor makes the entries of interfaces that have a hook */
 
 #define SCOPE_SLOTS 16
@@ -55,9 +57,10 @@ struct settings {
   u32 open_by_state; /* sock_ops is not attached: the state tracepoint opens flows */
   u32 pad;
   u64 netns_cookie; /* of the namespace whose interfaces are watched: the daemon's */
-  u64 cgroup_ids[2 * SCOPE_SLOTS]; /* of the cgroups in `scope`: sockets are compared with these */
 };
-_Static_assert(sizeof(struct settings) == 296, "maps.py counts on it");
+_Static_assert(sizeof(struct settings) == 40, "maps.py counts on it");
+
+enum cgroup_list { CGROUP_IN_SCOPE = 1, CGROUP_EXCLUDED = 2 };
 
 /* TLS in TLS (an HTTPS proxy) nests two calls on one thread; SSL_connect calls SSL_do_handshake. */
 #define CALL_DEPTH 4

@@ -33,6 +33,7 @@ NUMBERS = {
     1012: "flows",
     1013: "blank",
     1014: "interfaces",
+    1015: "cgroups",
     1016: "goroutines",
 }
 
@@ -60,7 +61,8 @@ CALLS_VALUE = 24 + 4 * 48
 GO_KEY, GO_VALUE = 16, 56
 CONN_KEY, CONN_VALUE = 24, 152
 FLOW_KEY, FLOW_VALUE = 48, 32
-SETTINGS = struct.Struct(f"=7I4xQ{2 * SCOPE_SLOTS}Q")
+SETTINGS = struct.Struct("=7I4xQ")
+IN_SCOPE, EXCLUDED = 1, 2
 
 _SO_NETNS_COOKIE = 71
 
@@ -86,6 +88,7 @@ class Maps:
             "rings": make(bpf.MAP_ARRAY_OF_MAPS, 4, 4, shards, name="rings", inner=self.rings[0]),
             "processes": make(bpf.MAP_RINGBUF, 0, 0, PROCESS_RING_BYTES, name="processes"),
             "scope": make(bpf.MAP_CGROUP_ARRAY, 4, 4, 2 * SCOPE_SLOTS, name="scope"),
+            "cgroups": make(bpf.MAP_HASH, 8, 1, 2 * SCOPE_SLOTS, name="cgroups"),
             "uids": make(bpf.MAP_HASH, 4, 1, MAX_UIDS, name="uids"),
             "calls": make(bpf.MAP_LRU_HASH, 8, CALLS_VALUE, CALLS, name="calls"),
             "goroutines": make(bpf.MAP_LRU_HASH, GO_KEY, GO_VALUE, GOROUTINES, name="goroutines"),
@@ -101,7 +104,7 @@ class Maps:
         self.netns_cookie = netns_cookie()
         self.open_by_state = False
         """Whether the state tracepoint opens flows; takes effect with ``set_settings``."""
-        self._cgroup_ids = [0] * (2 * SCOPE_SLOTS)
+        self._cgroup_lists: dict[int, int] = {}
         self.to_look = {name: bpf.map_read_only(self.fd[name]) for name in ("conns", "speakers", "flows")}
         """Read-only fds of the tables that workers look into."""
         for shard, ring in enumerate(self.rings):
@@ -131,18 +134,20 @@ class Maps:
         """Writes struct settings; takes effect with the next probe hit."""
         value = SETTINGS.pack(
             enabled, cgroups, excluded_cgroups, uids, excluded_uids, self.shards,
-            self.open_by_state, self.netns_cookie, *self._cgroup_ids,
+            self.open_by_state, self.netns_cookie,
         )  # fmt: skip
         bpf.map_update(self.fd["settings"], struct.pack("=I", 0), value)
 
     def set_scope(self, slot: int, cgroup_fd: int) -> None:
         """Puts a cgroup v2 directory into the scope array (0-15 in scope, 16-31 excluded).
 
-        To be followed by ``set_settings``, which also tells the programs the cgroup's id: the inode number
-        of its directory.
+        Its id, by which the owner of a socket is judged, is the inode number of its directory.
         """
-        self._cgroup_ids[slot] = os.fstat(cgroup_fd).st_ino
+        cgroup = os.fstat(cgroup_fd).st_ino
+        lists = self._cgroup_lists.get(cgroup, 0) | (IN_SCOPE if slot < SCOPE_SLOTS else EXCLUDED)
+        self._cgroup_lists[cgroup] = lists  # it may be on both: then it is excluded
         bpf.map_update(self.fd["scope"], struct.pack("=I", slot), struct.pack("=I", cgroup_fd))
+        bpf.map_update(self.fd["cgroups"], struct.pack("=Q", cgroup), bytes([lists]))
 
     def set_uid(self, uid: int, *, excluded: bool) -> None:
         """Puts a uid into the scope."""

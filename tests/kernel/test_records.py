@@ -38,7 +38,6 @@ OFFSETS = {
     ("conn", "handshake_start"): 120,
     ("conn", "offset"): 128,
     ("settings", "netns_cookie"): 32,
-    ("settings", "cgroup_ids"): 40,
     ("flow_key", "local"): 8,
     ("flow_key", "remote"): 24,
     ("flow_key", "local_port"): 40,
