@@ -153,20 +153,23 @@ static __always_inline void go_conn_key(struct conn_key *key, struct go_call *ca
 }
 
 /* A handshake begins. An object that has had one is either renegotiating over the same socket, or it is
- * another one at the address of one that was never closed, only collected. */
+ * another one at the address of one that was never closed, only collected. One that has had nothing was met
+ * at the Write that this handshake is part of. */
 static __always_inline void go_handshake_begins(struct go_call *call, u64 id, u32 library) {
   struct conn_key key;
   go_conn_key(&key, call, id);
   struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
-  if (state) {
+  if (state && (state->conn.flags & CONN_HANDSHAKE_SEEN || state->conn.offset[SENT] || state->conn.offset[RECEIVED])) {
     u64 sk = go_socket_of(call->conn);
     u64 cookie = sk ? read_u64(sk, OFF_sk_cookie) : 0;
     if (cookie && cookie == state->conn.socket_cookie)
       return;
     emit_control(state, RECORD_CLOSE, 0);
     bpf_map_delete_elem(MAP_CONNS, &key);
+    state = NULL;
   }
-  state = conn_make(&key, library, id);
+  if (!state)
+    state = conn_make(&key, library, id);
   if (!state)
     return;
   state->conn.flags |= CONN_HANDSHAKE_SEEN;
@@ -209,8 +212,15 @@ int go_enter(struct pt_regs *ctx) {
     struct conn_key conn;
     go_conn_key(&conn, &call, id);
     struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &conn);
+    if (!state && call.op == OP_WRITE)
+      state = conn_make(&conn, (cookie >> 16) & 0xff, id);
     if (state)
       call.generation = state->conn.generation;
+    if (state && call.op == OP_WRITE && !bpf_map_lookup_elem(MAP_GOROUTINES, &key)) {
+      __sync_fetch_and_add(&state->writers, 1);
+      state->writer_g = key.g;
+      state->writer_depth = key.depth;
+    }
   }
   if (bpf_map_update_elem(MAP_GOROUTINES, &key, &call, 0))
     count(COUNTER_CALL_TABLE_FULL, 1);
@@ -230,50 +240,126 @@ static __always_inline void go_handshake_ends(struct go_call *call, u64 id, bool
   emit_control(state, RECORD_HANDSHAKE, state->conn.handshake_start);
 }
 
-/* At a RET: the stack pointer is as it was at the entry. Results: the count and the type of the error for Read
- * and Write, the type of the error for handshakes. A Read that returns nothing tells no end: io.EOF stands for
- * close_notify and for a connection that was cut between two records. */
-int go_exit(struct pt_regs *ctx) {
+/* The answer may be read before the thread that wrote the question has come back from its system call. A Write
+ * that is under way while a Read returns is therefore reported first, if it is the only one: of several, one
+ * may still wait for the lock. Should it fail afterwards, more was reported than was sent; nothing can be sent
+ * on such a connection any more. */
+static __always_inline void go_report_writer(struct conn_state *state, u64 id) {
+  if (state->writers != 1)
+    return;
+  struct go_key key = {.g = state->writer_g, .tgid = id >> 32, .depth = state->writer_depth};
+  struct go_call *writer = bpf_map_lookup_elem(MAP_GOROUTINES, &key);
+  if (!writer || writer->op != OP_WRITE || writer->conn != state->conn.ssl || writer->moves)
+    return;
+  if (writer->generation != state->conn.generation || !writer->room || writer->room > GO_MAX_TRANSFER)
+    return;
+  if (__sync_val_compare_and_swap(&writer->taken, 0, 1))
+    return;
+  struct call data = {.start = writer->start, .op = OP_WRITE, .buffer = writer->buffer};
+  emit_data(state, &data, writer->room);
+}
+
+/* What a Read returned: never more than one TLS record. */
+static __always_inline void go_report_read(struct conn_state *state, struct piece *piece) {
+  u32 shard = state->shard;
+  void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
+  if (!ring)
+    return;
+  piece->offset = state->conn.offset[RECEIVED];
+  state->conn.offset[RECEIVED] += piece->size;
+  emit_last(state, ring, piece);
+}
+
+/* At a RET: the stack pointer is as it was at the entry. Finds the call, and whether it is still to be
+ * reported. */
+static __always_inline bool go_leave(struct go_frame *frame, struct go_call *call, struct pt_regs *ctx) {
   u64 cookie = bpf_get_attach_cookie(ctx);
-  u64 id = bpf_get_current_pid_tgid();
-  struct go_frame frame = {};
-  if (!go_frame_of(&frame, ctx, cookie))
-    return 0;
+  if (!go_frame_of(frame, ctx, cookie))
+    return false;
   struct go_key key = {};
-  go_key_of(&key, &frame, id);
+  go_key_of(&key, frame, bpf_get_current_pid_tgid());
   struct go_call *entry = bpf_map_lookup_elem(MAP_GOROUTINES, &key);
-  u32 op = cookie & 0xff;
-  if (!entry || entry->op != op) {
+  if (!entry || entry->op != (cookie & 0xff)) {
     /* Out of scope at entry, or attached in the middle of the call: counted where it would be captured. */
     if (admitted())
       count(COUNTER_CALL_UNMATCHED, 1);
-    return 0;
+    return false;
   }
-  struct go_call call = *entry;
+  u64 taken = __sync_val_compare_and_swap(&entry->taken, 0, 1);
+  *call = *entry;
+  call->taken = taken;
   bpf_map_delete_elem(MAP_GOROUTINES, &key);
-  if (op >= OP_HANDSHAKE) {
-    /* The error is the first result; before 1.17 it stands behind the receiver. */
-    go_handshake_ends(&call, id, !(frame.on_stack ? go_stack_word(&frame, 1) : GO_ARGUMENT_0(ctx)));
-    return 0;
+  return true;
+}
+
+/* The connection of a call that has moved `size` bytes. While the call was running nothing else can have come
+ * to stand at the object's address; but another goroutine may have closed it. */
+static __always_inline struct conn_state *go_moved(struct go_call *call, u64 size, u64 id, u64 library) {
+  struct conn_key key;
+  go_conn_key(&key, call, id);
+  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
+  if (!state && !call->generation)
+    state = conn_make(&key, library, id);
+  if (!state || size > call->room || size > GO_MAX_TRANSFER) {
+    count(COUNTER_CALL_UNMATCHED, 1);
+    return NULL;
   }
+  go_learn_socket(state);
+  return state;
+}
+
+/* Results of Read and Write: the count, then the error. A Read that returns nothing tells no end: io.EOF stands
+ * for close_notify and for a connection that was cut between two records. */
+int go_read(struct pt_regs *ctx) {
+  u64 id = bpf_get_current_pid_tgid();
+  struct go_frame frame = {};
+  struct go_call call;
+  if (!go_leave(&frame, &call, ctx))
+    return 0;
   u64 size = frame.on_stack ? go_stack_word(&frame, 4) : GO_ARGUMENT_0(ctx);
   if (!size)
     return 0;
-  struct conn_key conn;
-  go_conn_key(&conn, &call, id);
-  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &conn);
-  if (call.generation ? !state || state->conn.generation != call.generation : size > call.room)
-    state = NULL; /* closed by another goroutine meanwhile */
-  else if (!state)
-    state = conn_make(&conn, (cookie >> 16) & 0xff, id);
-  if (!state || size > call.room || size > GO_MAX_TRANSFER) {
-    count(COUNTER_CALL_UNMATCHED, 1);
+  struct conn_state *state = go_moved(&call, size, id, (bpf_get_attach_cookie(ctx) >> 16) & 0xff);
+  if (!state)
     return 0;
-  }
-  go_learn_socket(state);
-  struct call data = {.start = call.start, .op = op};
+  go_report_writer(state, id);
+  struct piece piece = {.size = size, .start = call.start, .direction = RECEIVED};
+  piece.from = call.moves ? frame.high - call.buffer : call.buffer;
+  go_report_read(state, &piece);
+  return 0;
+}
+
+int go_wrote(struct pt_regs *ctx) {
+  u64 id = bpf_get_current_pid_tgid();
+  struct go_frame frame = {};
+  struct go_call call;
+  if (!go_leave(&frame, &call, ctx))
+    return 0;
+  struct conn_key key;
+  go_conn_key(&key, &call, id);
+  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
+  if (state && state->conn.generation == call.generation)
+    __sync_fetch_and_add(&state->writers, -1);
+  u64 size = frame.on_stack ? go_stack_word(&frame, 4) : GO_ARGUMENT_0(ctx);
+  if (!size || call.taken)
+    return 0;
+  state = go_moved(&call, size, id, (bpf_get_attach_cookie(ctx) >> 16) & 0xff);
+  if (!state)
+    return 0;
+  struct call data = {.start = call.start, .op = OP_WRITE};
   data.buffer = call.moves ? frame.high - call.buffer : call.buffer;
   emit_data(state, &data, size);
+  return 0;
+}
+
+/* Result of the handshakes: the error; before 1.17 it stands behind the receiver. */
+int go_shook_hands(struct pt_regs *ctx) {
+  struct go_frame frame = {};
+  struct go_call call;
+  if (!go_leave(&frame, &call, ctx))
+    return 0;
+  u64 error = frame.on_stack ? go_stack_word(&frame, 1) : GO_ARGUMENT_0(ctx);
+  go_handshake_ends(&call, bpf_get_current_pid_tgid(), !error);
   return 0;
 }
 

@@ -101,8 +101,9 @@ struct go_call {
   u32 exec_id;
   u16 op;
   u16 moves;
+  u64 taken; /* whoever makes it 1 reports what the call moves */
 };
-_Static_assert(sizeof(struct go_call) == 56, "maps.py counts on it");
+_Static_assert(sizeof(struct go_call) == 64, "maps.py counts on it");
 
 struct conn_key {
   u32 tgid;
@@ -115,6 +116,9 @@ struct conn_state {
   struct conn conn;
   s32 fd; /* by SSL_set_fd; -1: none */
   u32 shard;
+  u64 writers; /* Go: calls of Write under way, and the latest of them as a key of `goroutines` */
+  u64 writer_g;
+  u64 writer_depth;
 };
 
 struct flow_key {

@@ -167,6 +167,28 @@ static __always_inline void advance(struct piece *piece, u64 size) {
   piece->offset += size;
 }
 
+/* The last piece of a call, or the only one. */
+static __always_inline void emit_last(struct conn_state *state, void *ring, struct piece *piece) {
+  u64 rest = piece->size;
+  if (rest <= 64)
+    emit_piece_64(state, ring, piece);
+  else if (rest <= 320)
+    emit_piece_320(state, ring, piece);
+  else if (rest <= 832)
+    emit_piece_832(state, ring, piece);
+  else if (rest <= 1856)
+    emit_piece_1856(state, ring, piece);
+  else if (rest <= 4096)
+    emit_piece_4096(state, ring, piece);
+  else if (rest <= 8192)
+    emit_piece_8192(state, ring, piece);
+  else {
+    if (rest > PIECE)
+      count(COUNTER_OVERSIZE_BYTES, rest - PIECE); /* record->size tells the gap */
+    emit_piece_16384(state, ring, piece);
+  }
+}
+
 static __always_inline void emit_data(struct conn_state *state, struct call *call, u64 size) {
   u32 shard = state->shard;
   u32 direction = call->op == OP_READ ? RECEIVED : SENT;
@@ -201,23 +223,7 @@ static __always_inline void emit_data(struct conn_state *state, struct call *cal
   }
   piece.size = rest;
   piece.flags = 0;
-  if (rest <= 64)
-    emit_piece_64(state, ring, &piece);
-  else if (rest <= 320)
-    emit_piece_320(state, ring, &piece);
-  else if (rest <= 832)
-    emit_piece_832(state, ring, &piece);
-  else if (rest <= 1856)
-    emit_piece_1856(state, ring, &piece);
-  else if (rest <= 4096)
-    emit_piece_4096(state, ring, &piece);
-  else if (rest <= 8192)
-    emit_piece_8192(state, ring, &piece);
-  else {
-    if (rest > PIECE)
-      count(COUNTER_OVERSIZE_BYTES, rest - PIECE); /* record->size tells the gap */
-    emit_piece_16384(state, ring, &piece);
-  }
+  emit_last(state, ring, &piece);
 }
 
 static __always_inline bool walk_fd(struct conn_state *state);

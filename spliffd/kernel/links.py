@@ -52,6 +52,12 @@ class Attached:
         self.fds = []
 
 
+_GO_RETURN = {"read": "go_read", "write": "go_wrote"}
+_PROGRAMS = (
+    *("go_read", "go_wrote", "go_shook_hands", "go_end", "go_enter"),
+    *("tls_set_fd", "tls_end", "tls_enter"),
+)
+"""In the order of attaching: ends before beginnings."""
 _ENTER = {"set_fd": "tls_set_fd", "free": "tls_end", "clear": "tls_end"}
 
 
@@ -59,7 +65,7 @@ def _enter_program(library: str, probe: Probe) -> str:
     if library != "go":
         return _ENTER.get(probe.op, "tls_enter")
     if probe.placement == "return":
-        return "go_exit"
+        return _GO_RETURN.get(probe.op, "go_shook_hands")
     return "go_end" if probe.op == "free" else "go_enter"
 
 
@@ -73,7 +79,7 @@ def attach_library(programs: Programs, path: str, library: str, probes: list[Pro
     groups.append(("tls_exit", True, [p for p in probes if p.returns]))
     groups += [
         (program, False, [p for p in probes if _enter_program(library, p) == program])
-        for program in ("go_exit", "go_end", "go_enter", "tls_set_fd", "tls_end", "tls_enter")
+        for program in _PROGRAMS
     ]
     attached = Attached([])
     try:

@@ -58,8 +58,8 @@ PROCESS_RING_BYTES = 256 << 10
 """Exec events: 8,192 of them while the supervisor is busy."""
 
 CALLS_VALUE = 24 + 4 * 48
-GO_KEY, GO_VALUE = 16, 56
-CONN_KEY, CONN_VALUE = 24, 152
+GO_KEY, GO_VALUE = 16, 64
+CONN_KEY, CONN_VALUE = 24, 176
 FLOW_KEY, FLOW_VALUE = 48, 32
 SETTINGS = struct.Struct("=7I4xQ")
 IN_SCOPE, EXCLUDED = 1, 2
