@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
-import brotli
+import brotli  # type: ignore[import-untyped]  # it has no type stubs; mypyc reads no configuration
 from backports import zstd
 
 CHUNK: Final = 64 << 10
