@@ -61,6 +61,8 @@ static __always_inline u32 cgroup_lists(u64 cgroup) {
   u32 depth = read_u32(cgroup, OFF_cgroup_level);
   u32 lists = 0;
   for (u32 level = 0; level < CGROUP_LEVELS; level++) {
+    /* or LLVM counts both conditions down in one variable, whose bound kernel 6.1 does not see */
+    asm volatile("" : "+r"(depth));
     if (level > depth)
       break;
     u64 ancestor = read_u64(cgroup, OFF_cgroup_ancestors + level * 8);

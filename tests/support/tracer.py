@@ -13,6 +13,7 @@ from spliffd.kernel import compile as compiler
 from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import Maps
 from spliffd.kernel.ring import Ring
+from spliffd.kernel.ways import SOCKET_WAYS, SocketWay
 from spliffd.stages.libraries import probe_of
 from spliffd.targets.inspector import inspect_fd
 from tests.support.lab import Lab, refuse_unscoped
@@ -46,13 +47,15 @@ class Tracer:
         enabled: bool = True,
         uids: tuple[int, ...] = (),
         excluded: tuple[str, ...] = (),
+        uprobe_multi: bool | None = None,
+        socket_ways: tuple[SocketWay, ...] = SOCKET_WAYS,
     ) -> None:
         refuse_unscoped(lab)
         user = pwd.getpwnam("nobody")
         if not COMPILED:
             COMPILED.append(compiler.compile_programs(user.pw_uid, user.pw_gid))
         self.maps = Maps(1, ring_mib << 20)
-        self.programs = Programs(COMPILED[0], self.maps)
+        self.programs = Programs(COMPILED[0], self.maps, uprobe_multi=uprobe_multi, socket_ways=socket_ways)
         cgroup = os.open(lab.cgroup, os.O_RDONLY | os.O_DIRECTORY)
         self.maps.set_scope(0, cgroup)
         for slot, path in enumerate(excluded):
@@ -71,8 +74,11 @@ class Tracer:
             links.attach_sock_ops(self.programs, [cgroup]),
         ]
         os.close(cgroup)
+        self.observed = ""
+        """How socket operations are observed."""
         if nested:
-            self.attached.append(links.attach_sockets(self.programs)[0])
+            attached, self.observed = links.attach_sockets(self.programs)
+            self.attached.append(attached)
         path = lab.libraries / "libssl.so.3"
         fd = os.open(path, os.O_RDONLY)
         self.inspection = inspect_fd(fd, relocate)
