@@ -66,7 +66,7 @@ def body_lines(body: Body, content_type: str, palette: Palette, *, hexdump: bool
     holes = list(body.holes)
     for offset, data in body.segments:
         while holes and holes[0][0] < offset:
-            yield _hole(*holes.pop(0), palette)
+            yield hole_line(*holes.pop(0), palette)
         if encoding:
             # Bytes that do not decode become \xff and the like: visible, printable, not lost.
             for line in lines(data.decode(encoding, "backslashreplace")):
@@ -74,7 +74,7 @@ def body_lines(body: Body, content_type: str, palette: Palette, *, hexdump: bool
         else:
             yield from dump(data, offset)
     for hole in holes:
-        yield _hole(*hole, palette)
+        yield hole_line(*hole, palette)
 
 
 def dump(data: bytes, offset: int = 0) -> Iterator[str]:
@@ -86,5 +86,6 @@ def dump(data: bytes, offset: int = 0) -> Iterator[str]:
         yield f"{INDENT}{offset + start:08x}  {left:<23}  {right:<23}  |{text}|"
 
 
-def _hole(offset: int, length: int, palette: Palette) -> str:
+def hole_line(offset: int, length: int, palette: Palette) -> str:
+    """Says what is missing at its place."""
     return f"{INDENT}{palette.warning}… {length:,} bytes missing from offset {offset:,} …{palette.reset}"

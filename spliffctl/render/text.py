@@ -80,7 +80,7 @@ class TextRenderer:
             )
             stream = ""
             if bodies:
-                result += self._body(bodies[0], request.content_type)
+                result += self._content(bodies[0], request)
         end = exchange.end_time_ns or exchange.first_byte_time_ns or exchange.start_time_ns
         took = self._took(exchange)
         evidence = _evidence(exchange.correlation, exchange.connection)
@@ -91,7 +91,7 @@ class TextRenderer:
             f"{self._completeness(exchange.completeness)}\n"
         )
         if bodies:
-            result += self._body(bodies[1], response.content_type)
+            result += self._content(bodies[1], response)
             unsent = exchange.completeness.body_not_sent - bodies[0].missing - bodies[1].missing
             if unsent > 0:
                 result += f"    {palette.warning}… {unsent:,} body bytes not sent …{palette.reset}\n"
@@ -220,6 +220,13 @@ class TextRenderer:
         if not (self._options.bodies and data):
             return ""
         return self._body(Body(((offset, data),)), "")
+
+    def _content(self, body: Body, message: pb.Request | pb.Response) -> str:
+        if not body.segments and not body.holes:
+            return ""
+        from spliffctl.render.content import content_lines
+
+        return _joined(content_lines(body, message, self._palette, hexdump=self._options.hexdump))
 
     def _body(self, body: Body, content_type: str) -> str:
         return _joined(body_lines(body, content_type, self._palette, hexdump=self._options.hexdump))
