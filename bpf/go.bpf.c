@@ -13,6 +13,8 @@
  */
 
 #define GO_MAX_TRANSFER (1 << 30)
+#define GO_CLOSING (1ULL << 32) /* Close was called while a Write was under way: the last one ends the connection */
+#define GO_WRITERS(state) ((u32)(state)->writers)
 
 struct go_frame {
   u64 g;
@@ -217,6 +219,7 @@ int go_enter(struct pt_regs *ctx) {
     if (state)
       call.generation = state->conn.generation;
     if (state && call.op == OP_WRITE && !bpf_map_lookup_elem(MAP_GOROUTINES, &key)) {
+      call.counted = 1;
       __sync_fetch_and_add(&state->writers, 1);
       state->writer_g = key.g;
       state->writer_depth = key.depth;
@@ -245,7 +248,7 @@ static __always_inline void go_handshake_ends(struct go_call *call, u64 id, bool
  * may still wait for the lock. Should it fail afterwards, more was reported than was sent; nothing can be sent
  * on such a connection any more. */
 static __always_inline void go_report_writer(struct conn_state *state, u64 id) {
-  if (state->writers != 1)
+  if (GO_WRITERS(state) != 1)
     return;
   struct go_key key = {.g = state->writer_g, .tgid = id >> 32, .depth = state->writer_depth};
   struct go_call *writer = bpf_map_lookup_elem(MAP_GOROUTINES, &key);
@@ -338,17 +341,21 @@ int go_wrote(struct pt_regs *ctx) {
   struct conn_key key;
   go_conn_key(&key, &call, id);
   struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
-  if (state && state->conn.generation == call.generation)
-    __sync_fetch_and_add(&state->writers, -1);
+  bool last = false;
+  if (state && call.counted && state->conn.generation == call.generation)
+    last = __sync_fetch_and_add(&state->writers, -1) > GO_CLOSING && !GO_WRITERS(state);
   u64 size = frame.on_stack ? go_stack_word(&frame, 4) : GO_ARGUMENT_0(ctx);
-  if (!size || call.taken)
-    return 0;
-  state = go_moved(&call, size, id, (bpf_get_attach_cookie(ctx) >> 16) & 0xff);
-  if (!state)
-    return 0;
-  struct call data = {.start = call.start, .op = OP_WRITE};
-  data.buffer = call.moves ? frame.high - call.buffer : call.buffer;
-  emit_data(state, &data, size);
+  if (size && !call.taken) {
+    state = go_moved(&call, size, id, (bpf_get_attach_cookie(ctx) >> 16) & 0xff);
+    struct call data = {.start = call.start, .op = OP_WRITE};
+    data.buffer = call.moves ? frame.high - call.buffer : call.buffer;
+    if (state)
+      emit_data(state, &data, size);
+  }
+  if (state && last) {
+    emit_control(state, RECORD_CLOSE, 0);
+    bpf_map_delete_elem(MAP_CONNS, &key);
+  }
   return 0;
 }
 
@@ -363,7 +370,8 @@ int go_shook_hands(struct pt_regs *ctx) {
   return 0;
 }
 
-/* Close: this use of the object is over. It may be called more than once, and while others read. */
+/* Close: this use of the object is over. It may be called more than once, while others read, and while a thread
+ * that has written all it had has not yet come back to say so. */
 int go_end(struct pt_regs *ctx) {
   if (!admitted())
     return 0;
@@ -379,7 +387,7 @@ int go_end(struct pt_regs *ctx) {
   key.start_ns = process_start(read_u64(task, OFF_task_group_leader));
   key.ssl = frame.on_stack ? go_stack_word(&frame, 0) : GO_ARGUMENT_0(ctx);
   struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
-  if (!state)
+  if (!state || (u32)__sync_fetch_and_add(&state->writers, GO_CLOSING))
     return 0;
   emit_control(state, RECORD_CLOSE, 0);
   bpf_map_delete_elem(MAP_CONNS, &key);

@@ -100,7 +100,8 @@ struct go_call {
   u64 start;
   u32 exec_id;
   u16 op;
-  u16 moves;
+  u8 moves;
+  u8 counted; /* in the `writers` of its connection */
   u64 taken; /* whoever makes it 1 reports what the call moves */
 };
 _Static_assert(sizeof(struct go_call) == 64, "maps.py counts on it");
@@ -116,7 +117,7 @@ struct conn_state {
   struct conn conn;
   s32 fd; /* by SSL_set_fd; -1: none */
   u32 shard;
-  u64 writers; /* Go: calls of Write under way, and the latest of them as a key of `goroutines` */
+  u64 writers; /* Go: calls of Write under way, plus GO_CLOSING; and the latest of them as a key of `goroutines` */
   u64 writer_g;
   u64 writer_depth;
 };
