@@ -62,6 +62,18 @@ def build(go: str, folder: Path, name: str, *options: str) -> Path:
     return out
 
 
+def build_folder(go: str, folder: Path, sources: dict[str, str]) -> Path:
+    """Builds a program of several files, assembly among them; returns its path."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for name, text in sources.items():
+        (folder / name).write_text(text)
+    subprocess.run(
+        ["nice", go, "build", "-o", folder / "program"],
+        check=True, cwd=folder, env={**_environment(), "GO111MODULE": "on", "GOFLAGS": "-p=2 -mod=mod"},
+    )  # fmt: skip
+    return folder / "program"
+
+
 SOURCE = r"""
 package main
 
