@@ -17,7 +17,7 @@ from spliffd.correlation.connection import Connection
 from spliffd.correlation.timing import Talk, choose
 from spliffd.kernel.flows import Flow, address
 
-MAX_GIVEN: Final = 4096
+MAX_GIVEN = 4096
 """Flows remembered as given away. A closed one fits nothing that begins later, so it is the live ones of
 processes whose sockets nobody names that count: few."""
 
