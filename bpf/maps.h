@@ -18,6 +18,8 @@
  * | calls     | pid_tgid -> struct calls         | 32,768 | thread exit; LRU beyond                  |
  * | goroutines | struct go_key -> struct go_call | 32,768 | end of the call; LRU beyond              |
  * | conns     | struct conn_key -> struct conn_state | 32,768 | SSL_free; LRU beyond (worker counts)  |
+ * | adjacent  | pid_tgid -> struct adjacent      | 8,192  | LRU                                      |
+ * | candidates | struct conn_key -> struct candidate | 8,192 | when the socket is learned; LRU beyond |
  * | speakers  | tgid -> start_ns                 | 8,192  | process exit; LRU beyond                 |
  * | cookies   | struct flow_key -> struct flow_cookie | 65,536 | close of the socket; LRU beyond     |
  * | flows     | socket cookie -> struct flow     | 32,768 | supervisor, 10 s after close; LRU beyond |
@@ -42,6 +44,8 @@
 #define MAP_BLANK MAP(1013) /* what a new entry of `flows` is copied from: too large for the stack */
 #define MAP_GOROUTINES MAP(1016)
 #define MAP_CGROUPS MAP(1015) /* the same cgroups as in `scope`, for sockets and for tasks that are not current */
+#define MAP_ADJACENT MAP(1017)
+#define MAP_CANDIDATES MAP(1018)
 #define MAP_INTERFACES MAP(1014) /* the supervisor makes the entries of interfaces that have a hook */
 
 #define SCOPE_SLOTS 16
@@ -121,6 +125,31 @@ struct conn_state {
   u64 writer_g;
   u64 writer_depth;
 };
+
+/* What a thread did next to its TLS calls; see adjacent.bpf.c. */
+struct adjacent {
+  u64 until;
+  u64 sk; /* the last receive: its socket */
+  u64 cookie;
+  u64 reader; /* the TLS object that was called first since; 0: none yet */
+  u32 length;
+  u32 read; /* plaintext since, and by how many calls */
+  u32 reads;
+  u32 ambiguous; /* others have received in between, or read */
+  u64 writer;    /* the TLS object that was called since the last send */
+  u32 written;
+  u32 records; /* that it took; 0: only steps of a handshake */
+  u32 mixed;   /* several objects: whose bytes are sent next is not known */
+  u32 pad;
+};
+_Static_assert(sizeof(struct adjacent) == 72, "maps.py counts on it");
+
+struct candidate {
+  u64 cookie;
+  u32 evidence; /* enum evidence */
+  u32 way;      /* how its records are protected, as far as lengths tell */
+};
+_Static_assert(sizeof(struct candidate) == 16, "maps.py counts on it");
 
 struct flow_key {
   u64 netns_cookie;

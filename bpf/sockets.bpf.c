@@ -3,9 +3,12 @@
  * Which socket carries a TLS connection.
  *
  * Evidence, strongest first: a socket operation inside the TLS call on the same thread (NESTED), the
- * descriptor given to SSL_set_fd (FD). The cookie that ties it to its packets is there from the start:
+ * descriptor given to SSL_set_fd (FD), what the thread does next to it (THREAD, adjacent.bpf.c). The cookie that ties it to its packets is there from the start:
  * flows.bpf.c makes the kernel give one to every socket in scope.
  */
+
+struct sock;
+static __always_inline void adjacent_operation(struct sock *sk, s32 length, bool typed, u32 direction);
 
 static __always_inline bool learn_socket(struct conn_state *state, u64 sk, u64 cookie, u32 method) {
   struct flow_key key = {};
@@ -57,12 +60,16 @@ static __always_inline bool walk_fd(struct conn_state *state) {
 /* Called in the context of a thread that sends or receives: if it is inside a TLS call, the socket is that
  * connection's. `typed` says that sk is a pointer the verifier trusts, so that the cookie may be asked
  * for, which makes the kernel generate one even for sockets older than the daemon. */
-static __always_inline void observe(struct sock *sk, s32 length, bool typed) {
+static __always_inline void observe(struct sock *sk, s32 length, bool typed, u32 direction) {
   u64 id = bpf_get_current_pid_tgid();
-  if (length <= 0)
-    return;
   struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
-  if (!calls || !calls->depth)
+  if (!calls)
+    return;
+  if (!calls->depth) {
+    adjacent_operation(sk, length, typed, direction);
+    return;
+  }
+  if (length <= 0)
     return;
   /* TLS in TLS: every active call's connection travels over this socket. */
 #pragma unroll
@@ -98,25 +105,25 @@ static __always_inline void socket_ended(s32 length) {
  * receive call, with the sock first and the length second. UNIX sockets and UDP fire too; they are sorted
  * out by protocol. */
 int socket_sent(u64 *ctx) {
-  observe((struct sock *)ctx[0], (s32)ctx[1], true);
+  observe((struct sock *)ctx[0], (s32)ctx[1], true, SENT);
   return 0;
 }
 
 int socket_received(u64 *ctx) {
   socket_ended((s32)ctx[1]);
-  observe((struct sock *)ctx[0], (s32)ctx[1], true);
+  observe((struct sock *)ctx[0], (s32)ctx[1], true, RECEIVED);
   return 0;
 }
 
 /* The same as plain raw tracepoints, for kernels that refuse typed ones: the cookie is only read. */
 int socket_sent_raw(struct bpf_raw_tracepoint_args *ctx) {
-  observe((struct sock *)ctx->args[0], (s32)ctx->args[1], false);
+  observe((struct sock *)ctx->args[0], (s32)ctx->args[1], false, SENT);
   return 0;
 }
 
 int socket_received_raw(struct bpf_raw_tracepoint_args *ctx) {
   socket_ended((s32)ctx->args[1]);
-  observe((struct sock *)ctx->args[0], (s32)ctx->args[1], false);
+  observe((struct sock *)ctx->args[0], (s32)ctx->args[1], false, RECEIVED);
   return 0;
 }
 
@@ -125,7 +132,7 @@ int socket_received_raw(struct bpf_raw_tracepoint_args *ctx) {
 int tcp_sent(u64 *ctx) {
   u64 moved = 0;
   function_returned(ctx, &moved);
-  observe((struct sock *)ctx[0], (s32)moved, true);
+  observe((struct sock *)ctx[0], (s32)moved, true, SENT);
   return 0;
 }
 
@@ -134,7 +141,7 @@ int tcp_received(u64 *ctx) {
   if (function_returned(ctx, &moved))
     return 0;
   socket_ended((s32)moved);
-  observe((struct sock *)ctx[0], (s32)moved, true);
+  observe((struct sock *)ctx[0], (s32)moved, true, RECEIVED);
   return 0;
 }
 
@@ -162,7 +169,7 @@ static __always_inline u64 entered_with(void) {
 int tcp_sent_return(struct pt_regs *ctx) {
   u64 sk = entered_with();
   if (sk)
-    observe((struct sock *)sk, (s32)PT_REGS_RC(ctx), false);
+    observe((struct sock *)sk, (s32)PT_REGS_RC(ctx), false, SENT);
   return 0;
 }
 
@@ -171,6 +178,6 @@ int tcp_received_return(struct pt_regs *ctx) {
   if (!sk)
     return 0;
   socket_ended((s32)PT_REGS_RC(ctx));
-  observe((struct sock *)sk, (s32)PT_REGS_RC(ctx), false);
+  observe((struct sock *)sk, (s32)PT_REGS_RC(ctx), false, RECEIVED);
   return 0;
 }

@@ -227,6 +227,18 @@ static __always_inline void emit_data(struct conn_state *state, struct call *cal
 }
 
 static __always_inline bool walk_fd(struct conn_state *state);
+static __always_inline void adjacent_call(struct conn_state *state, u64 id, u32 op, u64 size);
+
+/* A call is over that moved `size` bytes: if still nothing names its socket, what is next to it may. */
+static __always_inline void call_over(struct calls *calls, u64 id, struct call *call, u64 size) {
+  if (calls->depth)
+    return;
+  struct conn_key key;
+  conn_key_of(&key, calls, id, call->ssl);
+  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
+  if (state && state->conn.method == METHOD_NONE && state->fd < 0)
+    adjacent_call(state, id, call->op, size);
+}
 
 /* Enter: object, buffer, length. Frames that are deeper in the stack than this one have ended without
  * their return being seen (longjmp, a killed probe); they are dropped by comparing stack pointers. */
@@ -323,6 +335,7 @@ int tls_exit(struct pt_regs *ctx) {
   s32 result = (s32)PT_REGS_RC(ctx);
   u32 flavour = (cookie >> 8) & 0xff;
   if (op >= OP_HANDSHAKE) {
+    call_over(calls, id, call, 0);
     if (result != (flavour == FLAVOUR_ZERO ? 0 : 1))
       return 0; /* wants more, or failed: the close record tells how it ended */
     struct conn_state *state = conn_of(calls, id, call->ssl, call->library);
@@ -344,6 +357,7 @@ int tls_exit(struct pt_regs *ctx) {
   } else if (result > 0) {
     size = result;
   }
+  call_over(calls, id, call, size);
   if (!size && (result != 0 || op != OP_READ))
     return 0;
   struct conn_state *state = conn_of(calls, id, call->ssl, call->library);

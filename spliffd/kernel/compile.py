@@ -28,7 +28,15 @@ from spliffd import privileges
 from spliffd.errors import HostError
 from spliffd.kernel.btf import Btf, all_offsets
 
-SOURCES = ("tls.bpf.c", "flows.bpf.c", "sockets.bpf.c", "go.bpf.c", "packets.bpf.c", "processes.bpf.c")
+SOURCES = (
+    "tls.bpf.c",
+    "flows.bpf.c",
+    "sockets.bpf.c",
+    "adjacent.bpf.c",
+    "go.bpf.c",
+    "packets.bpf.c",
+    "processes.bpf.c",
+)
 HEADERS = ("events.h", "maps.h", "common.bpf.h")
 PROGRAMS = (
     "tls_enter",

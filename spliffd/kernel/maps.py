@@ -35,6 +35,8 @@ NUMBERS = {
     1014: "interfaces",
     1015: "cgroups",
     1016: "goroutines",
+    1017: "adjacent",
+    1018: "candidates",
 }
 
 SCOPE_SLOTS = 16
@@ -57,6 +59,11 @@ INTERFACE_COUNT = 16
 PROCESS_RING_BYTES = 256 << 10
 """Exec events: 8,192 of them while the supervisor is busy."""
 
+ADJACENT = 8192
+"""Threads, and TLS objects, whose sockets have to be told by what is next to TLS calls: one that is evicted
+stays without a socket, or is found later."""
+
+ADJACENT_VALUE, CANDIDATE_VALUE = 72, 16
 CALLS_VALUE = 24 + 4 * 48
 GO_KEY, GO_VALUE = 16, 64
 CONN_KEY, CONN_VALUE = 24, 176
@@ -94,6 +101,8 @@ class Maps:
             "goroutines": make(bpf.MAP_LRU_HASH, GO_KEY, GO_VALUE, GOROUTINES, name="goroutines"),
             "conns": make(bpf.MAP_LRU_HASH, CONN_KEY, CONN_VALUE, CONNS, name="conns"),
             "speakers": make(bpf.MAP_LRU_HASH, 4, 8, SPEAKERS, name="speakers"),
+            "adjacent": make(bpf.MAP_LRU_HASH, 8, ADJACENT_VALUE, ADJACENT, name="adjacent"),
+            "candidates": make(bpf.MAP_LRU_HASH, CONN_KEY, CANDIDATE_VALUE, ADJACENT, name="candidates"),
             "cookies": make(bpf.MAP_LRU_HASH, FLOW_KEY, FLOW_VALUE, COOKIES, name="cookies"),
             "flows": make(bpf.MAP_LRU_HASH, 8, FLOW_SIZE, FLOWS, name="flows"),
             "interfaces": make(

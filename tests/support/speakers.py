@@ -10,6 +10,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from spliffd.pb import spliff_pb2
+from tests.support.daemon import Daemon
 from tests.support.lab import Lab, wait_for
 from tests.support.servers import free_port
 
@@ -19,6 +21,21 @@ def copy_library(lab: Lab, *names: str) -> None:
     for name in names:
         source = next(Path("/usr/lib").glob(f"*/{name}"))
         shutil.copy(source, lab.libraries / name)
+
+
+def private_program(lab: Lab, daemon: Daemon, path: str, *idle: str) -> Path:
+    """A private copy of a program with TLS in it, probed: ``idle`` are arguments that make it wait."""
+    copy = lab.folder / Path(path).name
+    shutil.copy(path, copy)
+    lab.start(copy, *idle)
+    wait_for(lambda: attached(daemon, copy), 20, f"{copy} attached")
+    return copy
+
+
+def attached(daemon: Daemon, *paths: Path) -> bool:
+    """Whether all of these files are probed."""
+    found = daemon.stub().ListLibraries(spliff_pb2.ListLibrariesRequest()).libraries
+    return {str(path) for path in paths} <= {one.path for one in found if one.state == "attached"}
 
 
 def nss_database(lab: Lab) -> Path:

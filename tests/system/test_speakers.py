@@ -15,7 +15,7 @@ from spliffd.pb import spliff_pb2
 from tests.support.daemon import Daemon, Watch
 from tests.support.lab import PYTHON, Lab, stop, wait_for
 from tests.support.servers import Nginx
-from tests.support.speakers import MBEDTLS, WOLFSSL, copy_library, nss_database, serve
+from tests.support.speakers import MBEDTLS, WOLFSSL, attached, copy_library, nss_database, serve
 
 GNUTLS = ("libgnutls.so.30",)
 NSS = ("libnspr4.so", "libssl3.so")
@@ -121,13 +121,8 @@ def stage() -> Iterator[Stage]:
         daemon = Daemon(lab)
         # Maps the libraries, so that they are probed before the first row speaks; says nothing by TLS itself.
         lab.start("sleep", "60", env={"LD_PRELOAD": " ".join(str(lab.libraries / name) for name in copies)})
-        wanted = {str(lab.libraries / name) for name in (*copies, "libssl.so.3")}
-
-        def attached() -> bool:
-            found = daemon.stub().ListLibraries(spliff_pb2.ListLibrariesRequest()).libraries
-            return wanted <= {one.path for one in found if one.state == "attached"}
-
-        wait_for(attached, 10, "all libraries attached")
+        wanted = [lab.libraries / name for name in (*copies, "libssl.so.3")]
+        wait_for(lambda: attached(daemon, *wanted), 10, "all libraries attached")
         repository = server.root / "repository.git"
         (repository / "info").mkdir(parents=True)
         (repository / "info" / "refs").write_text(f"{'7' * 40}\trefs/heads/main\n")
