@@ -168,7 +168,7 @@ class Filter(_message.Message):
 
     @_builtins.property
     def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Globs on the request path, query included."""
+        """Globs on the request path, query included; secrets in it are masked before."""
 
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -540,7 +540,7 @@ class Process(_message.Message):
     exe: _builtins.str
     """Path of the executable, as seen in its own mount namespace."""
     cmdline: _builtins.str
-    """Command line, arguments separated by spaces, quoted where needed."""
+    """Command line, arguments separated by spaces, quoted where needed; secrets are masked."""
     ppid: _builtins.int
     """Parent process id."""
     uid: _builtins.int
@@ -910,9 +910,9 @@ class Request(_message.Message):
     authority: _builtins.str
     """Host and port asked for."""
     path: _builtins.str
-    """Path and query as sent."""
+    """Path and query as sent; secret fields of the query are masked, for example `***(12:ab34cd56)`."""
     body: _builtins.bytes
-    """Body bytes from `body_offset` on, when asked for."""
+    """Body bytes from `body_offset` on, when asked for; secret fields are masked to their own length."""
     body_size: _builtins.int
     """Body bytes on the wire, transfer coding removed, content coding kept."""
     content_type: _builtins.str
@@ -922,7 +922,9 @@ class Request(_message.Message):
     overhead_size: _builtins.int
     """Bytes of the start line, headers, framing and trailers on the wire."""
     decoded_size: _builtins.int
-    """Body bytes after content decoding, when that was done."""
+    """Body bytes after content decoding, when the daemon did that: then `body` and its parts are decoded, and
+    their offsets count decoded bytes. It does so for bodies in which it masks secrets.
+    """
     content_encoding: _builtins.str
     """Content-Encoding."""
     version: _builtins.str
@@ -985,7 +987,7 @@ class Response(_message.Message):
     reason: _builtins.str
     """Reason phrase (HTTP/1)."""
     body: _builtins.bytes
-    """Body bytes from `body_offset` on, when asked for."""
+    """Body bytes from `body_offset` on, when asked for; secret fields are masked to their own length."""
     body_size: _builtins.int
     """Body bytes on the wire, transfer coding removed, content coding kept."""
     content_type: _builtins.str
@@ -995,7 +997,9 @@ class Response(_message.Message):
     overhead_size: _builtins.int
     """Bytes of the start line, headers, framing and trailers on the wire."""
     decoded_size: _builtins.int
-    """Body bytes after content decoding, when that was done."""
+    """Body bytes after content decoding, when the daemon did that: then `body` and its parts are decoded, and
+    their offsets count decoded bytes. It does so for bodies in which it masks secrets.
+    """
     content_encoding: _builtins.str
     """Content-Encoding."""
     version: _builtins.str

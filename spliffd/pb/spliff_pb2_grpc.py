@@ -412,7 +412,8 @@ class Spliff(object):
 class AuthStub(object):
     """---------------------------------------------------------------------------------------------- access
 
-    Issues short-lived bearer tokens on its own socket, to whoever the kernel says the caller is.
+    Issues short-lived bearer tokens on its own socket (auth.sock beside spliffd.sock, else PATH.auth), to
+    whoever the kernel says the caller is. GetToken is all that is served there: no reflection, no health.
     """
 
     def __init__(self, channel):
@@ -431,7 +432,8 @@ class AuthStub(object):
 class AuthServicer(object):
     """---------------------------------------------------------------------------------------------- access
 
-    Issues short-lived bearer tokens on its own socket, to whoever the kernel says the caller is.
+    Issues short-lived bearer tokens on its own socket (auth.sock beside spliffd.sock, else PATH.auth), to
+    whoever the kernel says the caller is. GetToken is all that is served there: no reflection, no health.
     """
 
     def GetToken(self, request, context):
@@ -460,7 +462,8 @@ def add_AuthServicer_to_server(servicer, server):
 class Auth(object):
     """---------------------------------------------------------------------------------------------- access
 
-    Issues short-lived bearer tokens on its own socket, to whoever the kernel says the caller is.
+    Issues short-lived bearer tokens on its own socket (auth.sock beside spliffd.sock, else PATH.auth), to
+    whoever the kernel says the caller is. GetToken is all that is served there: no reflection, no health.
     """
 
     @staticmethod

@@ -155,7 +155,8 @@ def add_SpliffServicer_to_server(servicer: SpliffServicer, server: _typing.Union
 class AuthStub:
     """---------------------------------------------------------------------------------------------- access
 
-    Issues short-lived bearer tokens on its own socket, to whoever the kernel says the caller is.
+    Issues short-lived bearer tokens on its own socket (auth.sock beside spliffd.sock, else PATH.auth), to
+    whoever the kernel says the caller is. GetToken is all that is served there: no reflection, no health.
     """
 
     @_typing.overload
@@ -169,7 +170,8 @@ class AuthStub:
 class AuthAsyncStub(AuthStub):
     """---------------------------------------------------------------------------------------------- access
 
-    Issues short-lived bearer tokens on its own socket, to whoever the kernel says the caller is.
+    Issues short-lived bearer tokens on its own socket (auth.sock beside spliffd.sock, else PATH.auth), to
+    whoever the kernel says the caller is. GetToken is all that is served there: no reflection, no health.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -179,7 +181,8 @@ class AuthAsyncStub(AuthStub):
 class AuthServicer(metaclass=_abc_1.ABCMeta):
     """---------------------------------------------------------------------------------------------- access
 
-    Issues short-lived bearer tokens on its own socket, to whoever the kernel says the caller is.
+    Issues short-lived bearer tokens on its own socket (auth.sock beside spliffd.sock, else PATH.auth), to
+    whoever the kernel says the caller is. GetToken is all that is served there: no reflection, no health.
     """
 
     @_abc_1.abstractmethod

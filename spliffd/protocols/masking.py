@@ -8,8 +8,7 @@ guesses.
 In text of no fixed length a mask is ``***(12:ab34cd56)``; ``fit`` makes one as long as the secret, for
 bodies, whose offsets must stay. A field's name counts whatever its case and whether its words are joined by
 "_", "-" or nothing (``access_token`` is also ``accessToken``), percent-encoded or not, and inside brackets
-(``user[password]``). When in doubt, more is masked. Does no I/O, never raises, keeps no secret but
-in the last path.
+(``user[password]``). When in doubt, more is masked. Does no I/O, never raises, keeps no secret.
 """
 
 from __future__ import annotations
@@ -39,6 +38,10 @@ MAX_NAMES: Final = 1024
 MAX_NAME: Final = 64
 """Longest of them; the same goes for names of fields."""
 
+MAX_QUERIES: Final = 512
+MAX_QUERY: Final = 128
+"""Queries without secrets that are remembered, and the longest of them: less than 100 KiB."""
+
 _BEGIN: Final = re.compile(rb"[?;#]")
 _FIELD: Final = re.compile(rb"([^&;?#=]*)=([^&;?#]*)")
 """A field of a query or fragment. "?" separates as well: a URL may stand unencoded in another one's query."""
@@ -64,7 +67,8 @@ class Masker:
         self._kinds: dict[bytes, int] = {}
         self._known: dict[bytes, bool] = {}
         self._known_text: dict[str, bool] = {}
-        self._last_path = self._last_masked = ""
+        self._plain_queries: set[str] = set()
+        """Queries without secrets, which mostly come again."""
 
     def digest(self, secret: bytes) -> str:
         """The keyed hash as 8 hexadecimal digits."""
@@ -125,12 +129,15 @@ class Masker:
 
     def path(self, path: str) -> str:
         """A request's target with the values of secret fields masked; the same object when there are none."""
-        if "?" not in path and ";" not in path and "#" not in path and "@" not in path:
+        begin = path.find("?")
+        plain = begin < 0 or path[begin:] in self._plain_queries
+        if plain and ";" not in path and "#" not in path and "@" not in path:
             return path
-        if path is self._last_path:
-            return self._last_masked
-        self._last_path = path
-        self._last_masked = masked = self._mask_path(path)
+        masked = self._mask_path(path)
+        if masked is path and begin >= 0 and len(path) - begin <= MAX_QUERY:
+            if len(self._plain_queries) >= MAX_QUERIES:
+                self._plain_queries.clear()
+            self._plain_queries.add(path[begin:])
         return masked
 
     def _mask_path(self, path: str) -> str:

@@ -52,6 +52,7 @@ class Api:
         queue_mib: int = 64,
         metrics: bool = False,
         uid: int | None = None,
+        reveal_group: str = "",
     ) -> None:
         self.path = folder / "spliffd.sock"
         self.area = counters.Area.create()
@@ -62,7 +63,9 @@ class Api:
         self.listener = socket.create_server(("127.0.0.1", 0)) if metrics else None
         self.uid, self.gid = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.getuid(), os.getgid())
         self.uid = self.uid if uid is None else uid
-        config = Config(capture=Capture(workers=workers), access=Access(queue_mib=queue_mib))
+        config = Config(
+            capture=Capture(workers=workers), access=Access(queue_mib=queue_mib, reveal_group=reveal_group)
+        )
         fds = [inner.fileno(), self.area.fd, self.kernel_fd]
         command = [sys.executable, "-m", "spliffd.api", "--socket", str(self.path)]
         command += ["--control-fd", str(fds[0]), "--counters-fd", str(fds[1])]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import zlib
+from unittest import mock
 
 import brotli
 import pytest
@@ -26,17 +28,6 @@ MASKER = Masker(b"k" * 32, Access().mask_headers, Access().mask_fields)
 REQUEST, RESPONSE = 0, 1
 
 
-class Kept(Output):
-    """Keeps the frames."""
-
-    def __init__(self) -> None:
-        super().__init__(Area.create().workers[0])
-        self.frames: list[ipc.Frame] = []
-
-    def put(self, frame: ipc.Frame) -> None:
-        self.frames.append(frame)
-
-
 def frames(
     pieces: list[tuple[int, bytes]],
     *,
@@ -46,8 +37,19 @@ def frames(
     gap: int = -1,
 ) -> list[ipc.Frame]:
     """What a client's connection over which ``pieces`` went becomes; ``gap``: index of a piece that is lost."""
-    kept = Kept()
-    maker = FrameMaker(kept, Area.create().workers[0], 0, lambda *_: None, MASKER)
+    kept: list[ipc.Frame] = []
+    output = Output(Area.create().workers[0])
+    output.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with output.link, theirs, mock.patch.object(ipc, "encode", lambda batch: kept.extend(batch) or b"-"):
+        run(output, pieces, reveal=reveal, limit=limit, whole=whole, gap=gap)
+        output.flush()
+    return kept
+
+
+def run(
+    output: Output, pieces: list[tuple[int, bytes]], *, reveal: bool, limit: int, whole: bool, gap: int
+) -> None:
+    maker = FrameMaker(output, Area.create().workers[0], 0, lambda *_: None, MASKER)
     maker.mask_with(MASKER, whole_bodies=whole)
     maker.demand = ipc.Demand(
         1, bodies=True, body_limit=limit, handshakes=False, messages=True, reveal=reveal
@@ -61,7 +63,6 @@ def frames(
         offsets[direction] += len(data)
         maker.deliver([(connection, exchange, 0, 0) for exchange in done])
     maker.deliver([(connection, exchange, 0, 0) for exchange in connection.close(9999)])
-    return kept.frames
 
 
 def body(found: list[ipc.Frame], *, response: bool, reveal: bool) -> bytes:
