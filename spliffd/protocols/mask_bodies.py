@@ -22,6 +22,8 @@ MAX_SECRET: Final = 64 << 10
 """A value longer than this is masked without its hash: it need not be held to its end."""
 
 _KEY: Final = re.compile(rb'"([^"\\]{1,64})(\\{0,31})"\s{0,64}:')
+_KEY_NAMES: Final = re.compile(rb'"([^"\\]{1,64})\\{0,31}"\s{0,64}:')
+"""The same for the names alone: most texts have none that is secret, and this tells in half of the time."""
 _ESCAPED_KEY: Final = re.compile(rb'"((?:[^"\\]|\\u[0-9a-fA-F]{4}){1,64})(\\{0,31})"\s{0,64}:')
 """The same with letters written as \\u0041, which is rare: only where \\u00 is in the text at all."""
 _KEY_BEGINS: Final = re.compile(rb'"[^"]{0,440}"?\s{0,64}\Z')
@@ -82,9 +84,10 @@ class JsonMask(BodyMask):
         buffer = self._held + data if self._held else data
         out: list[bytes] = []
         at = 0
+        searched = self._may_hold_key(buffer)
         while at < len(buffer):
             if not self._inside:
-                found = self._find_key(buffer, at)
+                found = self._find_key(buffer, at) if searched else None
                 if found is None:
                     end = len(buffer) if last else self._clear_until(buffer, at)
                     out.append(buffer[at:end])
@@ -110,6 +113,13 @@ class JsonMask(BodyMask):
             self._inside = False
         self._held = buffer[at:]
         return b"".join(out)
+
+    def _may_hold_key(self, buffer: bytes) -> bool:
+        """Whether there is any secret key to be found."""
+        if b"\\u00" in buffer:
+            return True
+        is_field = self._masker.is_field
+        return any(is_field(name) for name in set(_KEY_NAMES.findall(buffer)))
 
     def _find_key(self, buffer: bytes, at: int) -> re.Match[bytes] | None:
         is_field = self._masker.is_field
