@@ -65,11 +65,24 @@ class GoFunction(NamedTuple):
     size: int
 
 
+def _merged(image: Image) -> Section | None:
+    """The table where the system's linker has put it among other constants: position-independent with cgo."""
+    whole = image.section(".data.rel.ro")
+    if whole is None:
+        return None
+    end = whole.offset + whole.size
+    for magic in _FORMATS:
+        at = image.find(_U32.pack(magic) + b"\0\0\1\x08", whole.offset, end)
+        if at >= 0:
+            return Section(whole.address + at - whole.offset, at, end - at)
+    return None
+
+
 class LineTable:
     """The line table of a Go program. Raises UnreadableError when it is not one."""
 
     def __init__(self, image: Image) -> None:
-        section = image.section(*SECTIONS)
+        section = image.section(*SECTIONS) or _merged(image)
         if section is None:
             raise UnreadableError("no line table (.gopclntab)")
         if section.size > MAX_TABLE:

@@ -50,14 +50,17 @@ def _environment() -> dict[str, str]:
     }
 
 
-def build(go: str, folder: Path, name: str, *options: str) -> Path:
-    """Builds the test program with ``options`` of `go build`; returns its path."""
+def build(go: str, folder: Path, name: str, *options: str, cgo: bool = False) -> Path:
+    """Builds the test program with ``options`` of `go build`, linked by gcc if ``cgo``; returns its path."""
     CACHE.mkdir(parents=True, exist_ok=True)
     source = folder / "main.go"
     source.write_text(SOURCE)
     out = folder / name
+    environment = {**_environment(), "CGO_ENABLED": str(int(cgo))}
+    if cgo:
+        options = (*options, "-ldflags=-linkmode=external -s -w")
     subprocess.run(
-        ["nice", go, "build", "-o", out, *options, source], check=True, cwd=folder, env=_environment()
+        ["nice", go, "build", "-o", out, *options, source], check=True, cwd=folder, env=environment
     )
     return out
 

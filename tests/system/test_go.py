@@ -161,15 +161,26 @@ def test_connections_without_net_http(lab: Lab, daemon: Daemon, program: Program
     watch.stop()
 
 
+WAYS = {
+    "with symbols": ((), False),
+    "position-independent": (("-buildmode=pie",), False),
+    "position-independent, stripped": (("-buildmode=pie", "-ldflags=-s -w"), False),
+    "linked by gcc": ((), True),
+    "linked by gcc, position-independent": (("-buildmode=pie",), True),
+}
+
+
 @pytest.mark.parametrize("version", sorted(TOOLCHAINS))
-@pytest.mark.parametrize("options", [(), ("-buildmode=pie",), ("-buildmode=pie", "-ldflags=-s -w")])
-def test_other_ways_to_build(lab: Lab, daemon: Daemon, version: str, options: tuple[str, ...]):
-    program = golang.build(TOOLCHAINS[version], lab.folder, f"other{len(options)}-{version}", *options)
+@pytest.mark.parametrize("way", WAYS)
+def test_other_ways_to_build(lab: Lab, daemon: Daemon, version: str, way: str):
+    options, cgo = WAYS[way]
+    name = f"{version}-{way.replace(', ', '-').replace(' ', '-')}"
+    program = golang.build(TOOLCHAINS[version], lab.folder, name, *options, cgo=cgo)
     running = lab.start(program, "server", lab.certificate, lab.key, stdout=subprocess.PIPE)
     assert running.stdout is not None
     port = int(running.stdout.readline())
     library = wait_attached(daemon, program)
-    if not options:
+    if way == "with symbols":
         symbols = subprocess.run(["nm", program], capture_output=True, text=True, check=True).stdout
         for line in symbols.splitlines():
             name = line.split(maxsplit=2)[2]
@@ -179,7 +190,7 @@ def test_other_ways_to_build(lab: Lab, daemon: Daemon, version: str, options: tu
     watch = daemon.watch()
     done = lab.run("curl", "-sk", f"https://127.0.0.1:{port}/built?size=3")
     assert done.stdout.endswith(b" sss")
-    watch.wait_for(1)
+    wait_for(lambda: by_role(watch, "server"), 10, "the server's exchange")
     (one,) = by_role(watch, "server")
     assert (one.tls.library, one.request.path, one.response.status) == ("go", "/built?size=3", 200)
     assert one.correlation.method == "SOCKET_FD"

@@ -151,6 +151,13 @@ def test_a_table_that_does_not_say_where_the_code_is(opened: Open, table_name: s
     assert {site.offset for site in found.sites if site.op == "free"} == {at["Close"] + 4}
 
 
+def test_a_table_among_other_constants(opened: Open):
+    """The system's linker merges the table of a position-independent program with cgo into a larger section."""
+    data, at = program(text_start=0, table_name=".data.rel.ro", change=lambda table: b"\1" * 96 + table)
+    found = inspect(opened, data)
+    assert {site.offset for site in found.sites if site.op == "free"} == {at["Close"] + 4}
+
+
 def test_a_go_program_without_tls_is_none(opened: Open):
     data, _ = program(names=["runtime.main", "main.main"])
     found = inspect(opened, data)
