@@ -150,12 +150,12 @@ int tcp_received(u64 *ctx) {
 int tcp_entered(struct pt_regs *ctx) {
   u64 id = bpf_get_current_pid_tgid();
   struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
-  if (calls && calls->depth)
+  if (calls)
     calls->socket = PT_REGS_PARM1(ctx);
   return 0;
 }
 
-/* Returns the socket that this thread's call was entered with; 0: outside TLS calls, or entered unseen. */
+/* Returns the socket that this thread's call was entered with; 0: a thread without TLS, or entered unseen. */
 static __always_inline u64 entered_with(void) {
   u64 id = bpf_get_current_pid_tgid();
   struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pwd
 import subprocess
 from pathlib import Path
 from typing import Self
@@ -21,7 +20,7 @@ from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import FLOW_KEY, Maps
 from tests.support.lab import PYTHON, Lab, refuse_unscoped
 from tests.support.net import Namespace, inside
-from tests.support.tracer import COMPILED
+from tests.support.programs import programs
 
 PROGRAM = r"""
 import json, socket, sys
@@ -126,10 +125,7 @@ class FlowTracer:
         uids: tuple[int, ...] = (),
     ) -> None:
         refuse_unscoped(lab)
-        if not COMPILED:
-            user = pwd.getpwnam("nobody")
-            COMPILED.append(compiler.compile_programs(user.pw_uid, user.pw_gid))
-        compiled = COMPILED[0]
+        compiled = programs()
         if not typed:
             compiled = compiler.Compiled(compiled.code, compiled.offsets, {}, compiled.iterators)
         with inside(namespace):

@@ -7,16 +7,14 @@ the programs look for sockets in the namespace that they are run in.
 from __future__ import annotations
 
 import ipaddress
-import pwd
 import struct
 from typing import Self
 
 from spliffd.counters import PACKET_OUTCOMES
 from spliffd.kernel import bpf, flows, runs
-from spliffd.kernel import compile as compiler
 from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import FLOW_KEY, FLOW_VALUE, Maps
-from tests.support.tracer import COMPILED
+from tests.support.programs import programs
 
 L2 = ("xdp_l2", "tc_ingress_l2", "tc_egress_l2")
 L3 = ("xdp_l3", "tc_ingress_l3", "tc_egress_l3")
@@ -36,11 +34,8 @@ class PacketBench:
     """Programs and maps; use as a context manager."""
 
     def __init__(self) -> None:
-        if not COMPILED:
-            user = pwd.getpwnam("nobody")
-            COMPILED.append(compiler.compile_programs(user.pw_uid, user.pw_gid))
         self.maps = Maps(1, 1 << 12)
-        self.programs = Programs(COMPILED[0], self.maps)
+        self.programs = Programs(programs(), self.maps)
         self.here = self.maps.netns_cookie
         self._before: dict[str, int] = {}
         self.reset()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import pwd
 from typing import Self
 
 import msgspec
 
 from spliffd.kernel import bpf, links, records
-from spliffd.kernel import compile as compiler
 from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import Maps
 from spliffd.kernel.ring import Ring
@@ -17,8 +15,7 @@ from spliffd.kernel.ways import SOCKET_WAYS, SocketWay
 from spliffd.stages.libraries import probe_of
 from spliffd.targets.inspector import inspect_fd
 from tests.support.lab import Lab, refuse_unscoped
-
-COMPILED: list[compiler.Compiled] = []
+from tests.support.programs import programs
 
 
 class Record(msgspec.Struct):
@@ -51,11 +48,8 @@ class Tracer:
         socket_ways: tuple[SocketWay, ...] = SOCKET_WAYS,
     ) -> None:
         refuse_unscoped(lab)
-        user = pwd.getpwnam("nobody")
-        if not COMPILED:
-            COMPILED.append(compiler.compile_programs(user.pw_uid, user.pw_gid))
         self.maps = Maps(1, ring_mib << 20)
-        self.programs = Programs(COMPILED[0], self.maps, uprobe_multi=uprobe_multi, socket_ways=socket_ways)
+        self.programs = Programs(programs(), self.maps, uprobe_multi=uprobe_multi, socket_ways=socket_ways)
         cgroup = os.open(lab.cgroup, os.O_RDONLY | os.O_DIRECTORY)
         self.maps.set_scope(0, cgroup)
         for slot, path in enumerate(excluded):

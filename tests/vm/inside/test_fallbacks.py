@@ -1,0 +1,289 @@
+"""The ways that older kernels take, each one made to carry real traffic.
+
+Every way that the running kernel knows is forced in turn, the one it would choose itself and those it would not, so
+that 6.12 exercises what 6.1 depends on. A way that this kernel does not have is not skipped silently: it must be
+refused for the reason that is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from spliffd.kernel import bpf, features, links, probes, records, ways
+from spliffd.kernel.btf import Btf
+from spliffd.kernel.compile import BTF_PATH
+from tests.kernel.test_every_byte import client, serve
+from tests.support.lab import PYTHON, REPOSITORY, Lab, wait_for
+from tests.support.leftovers import existing, held, leftovers
+from tests.support.tracer import Tracer, streams
+
+MIB = 1 << 20
+RELEASE = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+"""For what is expected only; spliff itself never looks at it."""
+
+HAS_UPROBE_MULTI = RELEASE >= (6, 6)
+HAS_TRACEPOINTS = RELEASE >= (6, 3)
+HAS_TCX = RELEASE >= (6, 6)
+WAYS = {"typed": ways.TYPED, "raw": ways.RAW, "fexit": ways.FEXIT, "kprobe": ways.KPROBE}
+
+
+def has(way: str) -> bool:
+    return HAS_TRACEPOINTS or way in ("fexit", "kprobe")
+
+
+@pytest.fixture
+def lab():
+    with Lab("fallback") as lab:
+        yield lab
+
+
+@pytest.fixture(params=[True, False], ids=["uprobe_multi", "perf_event"])
+def multi(request) -> bool:
+    return request.param
+
+
+def test_the_doctor_says_the_way_taken(record_property):
+    said = {check.name: (str(check.state), check.detail) for check in (probe() for probe in features.CHECKS)}
+    for name, (state, detail) in said.items():
+        print(f"{name:15}{state:10}{detail}")
+        record_property(name, detail)
+
+    assert said["attach"] == ("ok", features.UPROBES[HAS_UPROBE_MULTI])
+    assert said["sockets"] == ("ok", (ways.TYPED if HAS_TRACEPOINTS else ways.FEXIT).text)
+    assert said["flows"] == ("ok", "typed tracepoint inet_sock_set_state")
+    assert said["older sockets"] == ("ok", "iterator task_file")
+    assert said["packets"][0] == ("ok" if HAS_TCX else "degraded")
+
+
+def test_nothing_is_left_of_what_was_tried():
+    before = leftovers()
+    for check in features.CHECKS:
+        check()
+    wait_for(lambda: leftovers()["links"] == before["links"], what="links of the doctor gone")
+    after = leftovers()
+    for place in ("net", "xdp", "qdisc", "uprobe_events", "kprobe_events"):
+        assert after.get(place) == before.get(place), place
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_way_is_there_or_known_to_be_missing(way: str):
+    types = Btf(BTF_PATH)
+    if has(way):
+        probes.try_way(WAYS[way], types)
+    else:
+        with pytest.raises((LookupError, FileNotFoundError)):
+            probes.try_way(WAYS[way], types)
+
+
+@pytest.mark.parametrize("relocate", [True, False], ids=["relocated", "classic"])
+@pytest.mark.parametrize(("size", "total"), [(1, 401), (16385, MIB + 1), (MIB, 2 * MIB)])
+def test_every_byte_by_either_kind_of_link(lab: Lab, multi: bool, relocate: bool, size: int, total: int):
+    if multi and not HAS_UPROBE_MULTI:
+        assert not probes.has_uprobe_multi()
+        with pytest.raises(OSError, match="Invalid argument"):
+            Tracer(lab, relocate=relocate, uprobe_multi=True)
+        return
+    _, port = serve(lab, "sink", str(total))
+    with Tracer(lab, relocate=relocate, uprobe_multi=multi) as tracer:
+        placements = {site.placement for site in tracer.inspection.sites}
+        *_, digest = client(lab, port, "send", size, total)
+        time.sleep(0.5)
+        found = streams(tracer.read())
+
+        assert relocate == bool(placements - {"entry"}), placements
+        bodies = [data for data in found.values() if len(data) >= total]
+        assert {hashlib.sha256(data).hexdigest() for data in bodies} == {digest}
+        assert len(bodies) == 2
+        assert not {name for name in tracer.counters() if name.startswith(("ring_full", "fault", "call"))}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_names_the_socket(lab: Lab, way: str):
+    if not has(way):
+        with pytest.raises(OSError, match=f"no {WAYS[way].hooks[0].target}"):
+            Tracer(lab, socket_ways=(WAYS[way],))
+        return
+    server_pid, port = serve(lab, "echo")
+    with Tracer(lab, socket_ways=(WAYS[way],)) as tracer:
+        assert tracer.observed == WAYS[way].text
+        told = [client(lab, port, "echo", 100, 3) for _ in range(11)]
+        time.sleep(0.5)
+        found = tracer.read()
+        counted = tracer.counters()
+
+    data = [r for r in found if r.kind == records.DATA]
+    ours = {r.conn.generation: r.conn for r in data if r.conn.tgid != server_pid}
+    theirs = {r.conn.generation: r.conn for r in data if r.conn.tgid == server_pid}
+    assert {(c.socket_cookie, c.local_address, c.local_port) for c in ours.values()} == {
+        (int(cookie), address, int(local)) for cookie, address, local, _ in told
+    }
+    assert len(theirs) == 11
+    assert {c.method for c in (*ours.values(), *theirs.values())} == {1}  # SOCKET_NESTED
+    assert all(c.socket_cookie for c in theirs.values())
+    assert ({c.role for c in ours.values()}, {c.role for c in theirs.values()}) == ({1}, {2})
+    assert "sockets_without_cookie" not in counted
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if has(way)])
+def test_an_end_without_close_notify_is_told_from_one_with_it(lab: Lab, way: str):
+    """A read that returns 0 because the socket ended is no proper end, though OpenSSL returns 0 as well."""
+    program = r"""
+import socket, ssl, sys
+context = ssl._create_unverified_context()
+context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+tls = context.wrap_socket(socket.create_connection(("127.0.0.1", int(sys.argv[1]))))
+tls.sendall(b"hello")
+tls.recv(100)
+if sys.argv[2] == "cut": tls.shutdown(socket.SHUT_RDWR)
+else: tls.unwrap()
+"""
+    _, port = serve(lab, "echo")
+    ends = {}
+    for how in ("cut", "closed"):
+        with Tracer(lab, socket_ways=(WAYS[way],)) as tracer:
+            done = lab.run(PYTHON, "-c", program, str(port), how)
+            assert done.returncode == 0, done.stderr.decode()
+            time.sleep(0.5)
+            found = tracer.read()
+            ends[how] = sum(r.kind == records.EOF for r in found)
+            assert any(r.kind == records.DATA for r in found)
+    assert ends["cut"] == 0, ends
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if has(way)])
+def test_each_way_names_the_socket_of_a_program_with_memory_bios(lab: Lab, way: str):
+    """asyncio keeps TLS apart from its sockets: only what is adjacent names them (SOCKET_THREAD)."""
+    program = r"""
+import asyncio, ssl, sys
+async def main():
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", int(sys.argv[1]), ssl=ssl._create_unverified_context())
+    for size in (100, 2003, 517):
+        writer.write(b"x" * size)
+        await reader.readexactly(size)
+    sock = writer.get_extra_info("socket")
+    print(int.from_bytes(sock.getsockopt(1, 57, 8), "little"), flush=True)
+    writer.close()
+asyncio.run(main())
+"""
+    server_pid, port = serve(lab, "echo")
+    with Tracer(lab, socket_ways=(WAYS[way],)) as tracer:
+        done = lab.run(PYTHON, "-c", program, str(port))
+        assert done.returncode == 0, done.stderr.decode()
+        time.sleep(0.5)
+        found = [r for r in tracer.read() if r.kind == records.DATA and r.conn.tgid != server_pid]
+    last = max(found, key=lambda r: r.time).conn
+    assert last.method == 3  # SOCKET_THREAD
+    assert last.socket_cookie == int(done.stdout)
+
+
+def test_a_way_that_cannot_be_attached_gives_way_to_the_next(lab: Lab):
+    missing = ways.KPROBE._replace(
+        text="kprobes on nothing",
+        hooks=(
+            *ways.KPROBE.hooks[:1],
+            ways.Hook("tcp_entered", "tcp_sendmsg")._replace(target="tcp_recvmsg"),
+        ),
+    )
+    before = leftovers()["links"]
+    real, calls = bpf.kprobe_perf_link, []
+
+    def refuse(prog_fd: int, function: str, *, returns: bool) -> list[int]:
+        calls.append(function)
+        if len(calls) == 2:
+            raise OSError(22, "Invalid argument")
+        return real(prog_fd, function, returns=returns)
+
+    bpf.kprobe_perf_link = refuse
+    try:
+        with Tracer(lab, socket_ways=(missing, ways.FEXIT)) as tracer:
+            assert tracer.observed == ways.FEXIT.text
+            assert calls == ["tcp_sendmsg", "tcp_recvmsg"]
+    finally:
+        bpf.kprobe_perf_link = real
+    wait_for(lambda: leftovers()["links"] == before, what="links gone")
+
+
+HOLD = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from spliffd.kernel import ways
+from tests.support.lab import Lab
+from tests.support.tracer import Tracer
+lab = Lab.__new__(Lab)
+lab.cgroup, lab.libraries = Path(sys.argv[2]), Path(sys.argv[3])
+tracer = Tracer(lab, uprobe_multi=False, socket_ways=(getattr(ways, sys.argv[4]),))
+print("attached", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("way", ["FEXIT", "KPROBE"])
+@pytest.mark.parametrize("signal", [9, 15], ids=["SIGKILL", "SIGTERM"])
+def test_a_killed_loader_leaves_no_perf_event_and_no_kprobe(lab: Lab, signal: int, way: str):
+    before = leftovers()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(REPOSITORY), str(lab.cgroup), str(lab.libraries), way],
+        stdout=subprocess.PIPE,
+    )
+    lab.processes.append(holder)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"attached\n"
+    mine = held([holder.pid])
+    kinds = {link["type"] for link in json.loads(leftovers()["links"]) if ("link", link["id"]) in mine}
+    assert "perf_event" in kinds
+
+    os.kill(holder.pid, signal)
+    holder.wait()
+
+    wait_for(lambda: not mine & existing(), 20, "links, programs and maps gone")
+    after = leftovers()
+    for place in ("net", "xdp", "qdisc", "uprobe_events", "kprobe_events"):
+        assert after.get(place) == before.get(place), place
+    for folder in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing"):
+        enabled = Path(folder, "enabled_functions")
+        if enabled.exists():
+            assert "tcp_sendmsg" not in enabled.read_text()
+
+
+def test_detaching_ends_capture_and_attaching_again_resumes_it(lab: Lab):
+    _, port = serve(lab, "echo")
+    with Tracer(lab, uprobe_multi=False) as tracer:
+        client(lab, port, "echo", 10, 1)
+        time.sleep(0.3)
+        assert any(r.kind == records.DATA for r in tracer.read())
+        library = tracer.attached.pop()
+        assert len(library.fds) % 2 == 0  # a link and its event for each place
+        library.close()
+        client(lab, port, "echo", 10, 1)
+        time.sleep(0.3)
+        assert not [r for r in tracer.read() if r.kind == records.DATA]
+
+        from spliffd.stages.libraries import probe_of
+
+        probes_ = [probe_of(site) for site in tracer.inspection.sites]
+        path = str(lab.libraries / "libssl.so.3")
+        tracer.attached.append(links.attach_library(tracer.programs, path, "openssl", probes_))
+        client(lab, port, "echo", 10, 1)
+        time.sleep(0.3)
+        assert any(r.kind == records.DATA for r in tracer.read())
+
+
+def test_what_the_host_is_like(record_property):
+    with open("/proc/self/mountinfo", encoding="ascii") as file:
+        mounts = [line.partition(" - ")[2].split()[0] for line in file]
+    assert "cgroup2" in mounts
+    assert "cgroup" not in mounts, "a pure hierarchy"
+    lockdown = Path("/sys/kernel/security/lockdown").read_text()
+    record_property("lockdown", lockdown.strip())
+    assert "[none]" in lockdown
