@@ -21,8 +21,15 @@ enum evidence { EVIDENCE_SENT_IN_HANDSHAKE = 1, EVIDENCE_SENT = 2, EVIDENCE_RECE
 
 /* What records of `plain` bytes become, by the ways that RFC 8446, 5.2 and RFC 5246, 6.2.3 allow: returns a
  * number for the way in which they make `length` bytes together, 0 when there is none. */
-static __always_inline u32 protection(u64 plain, u64 records, u64 length) {
+static __always_inline u32 protection(u64 plain, u64 records, u64 length, bool shaking) {
   u64 added = length - plain;
+  if (shaking) {
+    /* TLS 1.3: the client's Finished of 32 or 48 bytes goes with its first request, after a
+     * ChangeCipherSpec of 6 or without. */
+    u64 finished = added - records * 22;
+    if (finished == 58 || finished == 74 || finished == 64 || finished == 80)
+      return 1;
+  }
   if (added == records * 22)
     return 1; /* TLS 1.3: header 5, content type 1, tag 16 */
   if (added == records * 29)
@@ -97,11 +104,12 @@ static __always_inline void adjacent_operation(struct sock *sk, s32 length, bool
   }
   u64 ssl = near->writer;
   u64 written = near->written, records = near->records;
-  bool mixed = near->mixed;
+  bool mixed = near->mixed, shaking = near->shaking;
   near->writer = 0;
   near->written = 0;
   near->records = 0;
   near->mixed = 0;
+  near->shaking = 0;
   struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
   if (!ssl || mixed || length <= 0 || !calls)
     return;
@@ -111,7 +119,7 @@ static __always_inline void adjacent_operation(struct sock *sk, s32 length, bool
   if (!state || state->conn.method != METHOD_NONE)
     return;
   u64 cookie = typed ? bpf_get_socket_cookie(sk) : read_u64((u64)sk, OFF_sk_cookie);
-  u32 way = records ? protection(written, records, length) : 0;
+  u32 way = records ? protection(written, records, length, shaking) : 0;
   if (!cookie || (records && !way))
     return;
   if (agreed(&key, cookie, records ? EVIDENCE_SENT : EVIDENCE_SENT_IN_HANDSHAKE, way)) {
@@ -139,6 +147,7 @@ static __always_inline void adjacent_call(struct conn_state *state, u64 id, u32 
       near->mixed |= near->records != 0;
       near->written = 0;
       near->records = 0;
+      near->shaking = 0;
     }
     near->writer = ssl;
     near->written += size;
@@ -149,6 +158,7 @@ static __always_inline void adjacent_call(struct conn_state *state, u64 id, u32 
     if (near->writer && near->writer != ssl)
       near->mixed = 1;
     near->writer = ssl;
+    near->shaking = 1;
   }
   if (!near->sk)
     return;
@@ -162,7 +172,7 @@ static __always_inline void adjacent_call(struct conn_state *state, u64 id, u32 
     return;
   near->read += size;
   near->reads++;
-  u32 way = protection(near->read, near->reads, near->length);
+  u32 way = protection(near->read, near->reads, near->length, !state->conn.offset[RECEIVED]);
   if (!way)
     return;
   struct conn_key key = {

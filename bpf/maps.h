@@ -140,7 +140,7 @@ struct adjacent {
   u32 written;
   u32 records; /* that it took; 0: only steps of a handshake */
   u32 mixed;   /* several objects: whose bytes are sent next is not known */
-  u32 pad;
+  u32 shaking; /* a step of its handshake is among what is sent next */
 };
 _Static_assert(sizeof(struct adjacent) == 72, "maps.py counts on it");
 

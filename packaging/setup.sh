@@ -5,7 +5,8 @@
 set -euo pipefail
 venv=$1
 packages=(python3-bpfcc python3-venv libbpf1 curl openssl nginx-light wrk tshark bpftool iproute2 systemd prometheus
-    binutils util-linux libseccomp2 wireguard-go wireguard-tools iperf3 nghttp2-client gcc libc6-dev python3-dev)
+    binutils util-linux libseccomp2 wireguard-go wireguard-tools iperf3 nghttp2-client gcc libc6-dev python3-dev
+    wget git nodejs gnutls-bin libnss3-tools libwolfssl35 libmbedtls14)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

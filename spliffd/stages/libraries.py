@@ -64,6 +64,7 @@ class Libraries:
         self._seen: set[tuple[int, int]] = set()
         """(device, inode) as in /proc/PID/maps of files that were handled: skipped without opening."""
         self._by_content: dict[bytes, Inspection] = {}
+        self._rest: asyncio.Task[None] | None = None
         self._due: dict[int, list[int]] = {look: [] for look in range(len(LOOK_AFTER_SECONDS))}
 
     async def scan(self) -> None:
@@ -83,8 +84,11 @@ class Libraries:
         candidates = discovery.known_library_files(scope.paths, scope.exclude_paths)
         pids = discovery.pids_in_scope(scope.cgroups, scope.exclude_cgroups) - {os.getpid()}
         candidates += discovery.scan(pids, scope.paths, scope.exclude_paths)
-        for candidate in candidates:
-            await self._handle(candidate)
+        likely = [candidate for candidate in candidates if discovery.is_likely(candidate)]
+        await self._handle_all(likely)
+        # The rest, some hundred on a large host, is looked at while capture runs.
+        rest = [candidate for candidate in candidates if not discovery.is_likely(candidate)]
+        self._rest = asyncio.get_running_loop().create_task(self._handle_all(rest))
 
     def started(self, pid: int) -> None:
         """A process has exec'd: look at it soon, together with others that start about now."""
@@ -185,6 +189,8 @@ class Libraries:
 
     def close(self) -> None:
         """Detaches from all libraries."""
+        if self._rest:
+            self._rest.cancel()
         for probed in self.files.values():
             if probed.attached:
                 probed.attached.close()

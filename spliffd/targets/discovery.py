@@ -36,6 +36,9 @@ LIBRARY_NAMES = (
 )
 """Names of shared libraries worth a look; bundled ones are called like libssl-3a880ada.so.1.1."""
 
+MIN_CODE = 128 << 10
+"""Bytes of code that a TLS library of any name has at least; libmbedtls has 150 KiB."""
+
 LIBRARY_FOLDERS = ("/usr/lib*", "/usr/lib/*-linux-*", "/usr/local/lib*", "/usr/local/lib/*-linux-*", "/lib*")
 """Where the dynamic linker looks without being told, with one level of multiarch folders."""
 
@@ -128,7 +131,17 @@ def scan(
                 known.mappings += candidate.mappings
             elif in_scope(candidate.path, paths, exclude_paths):
                 found[candidate.device, candidate.inode] = candidate
-    yield from found.values()
+    yield from sorted(found.values(), key=lambda candidate: not is_likely(candidate))
+
+
+def is_likely(candidate: Candidate) -> bool:
+    """Whether the candidate is a program, or a library called like one of TLS: these are looked at first."""
+    return candidate.executable or is_library_name(candidate.path)
+
+
+def _length(span: str) -> int:
+    start, _, end = span.partition("-")
+    return int(end, 16) - int(start, 16)
 
 
 def _scan_process(pid: int) -> list[Candidate]:
@@ -149,7 +162,7 @@ def _scan_process(pid: int) -> list[Candidate]:
         executable = name == main
         if executable and not _is_large(pid):
             continue
-        if executable or is_library_name(path):
+        if executable or is_library_name(path) or _length(span) >= MIN_CODE:
             mapping = [Mapping(pid, span)]
             found[identity] = Candidate(*identity, path, path != name, executable, mapping)
     return list(found.values())

@@ -1,11 +1,12 @@
 """Says which TLS library a file holds, if any, and where to probe it: asks each kind's own module.
 
-Takes an ``Image``; returns the first ``Inspection`` that is not "skipped". Nothing else is decided here.
+Takes an ``Image``; returns the first ``Inspection`` that is not "skipped". What can
+be probed goes first. Nothing else is decided here.
 """
 
 from __future__ import annotations
 
-from spliffd.targets import golang, named, openssl
+from spliffd.targets import golang, hidden, named, openssl
 from spliffd.targets.elf import Image
 from spliffd.targets.sites import Inspection
 
@@ -22,4 +23,4 @@ def inspect(image: Image, relocate: bool) -> Inspection:
         found = kind(image, relocate)
         if found.state != "skipped":
             return found
-    return skipped
+    return hidden.inspect(image) or skipped

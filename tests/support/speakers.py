@@ -10,6 +10,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import curl_cffi
+
 from spliffd.pb import spliff_pb2
 from tests.support.daemon import Daemon
 from tests.support.lab import Lab, wait_for
@@ -21,6 +23,24 @@ def copy_library(lab: Lab, *names: str) -> None:
     for name in names:
         source = next(Path("/usr/lib").glob(f"*/{name}"))
         shutil.copy(source, lab.libraries / name)
+
+
+def copy_wheels(lab: Lab, *names: str) -> list[Path]:
+    """Private copies of installed wheels with TLS of their own; returns the files that hold it."""
+    folder = lab.folder / "python"
+    folder.mkdir()
+    for name in names:
+        for source in Path(curl_cffi.__file__).parents[1].glob(name):
+            copy = folder / source.name
+            shutil.copytree(source, copy) if source.is_dir() else shutil.copy(source, copy)
+    return [*folder.glob("*.libs/libssl*.so*"), *folder.glob("curl_cffi/_wrapper*.so")]
+
+
+def python_path(lab: Lab) -> dict[str, str]:
+    """Environment in which Python takes the copied wheels, and the loader the libraries that they bring."""
+    folder = lab.folder / "python"
+    libraries = [lab.libraries, *sorted(folder.glob("*.libs"))]
+    return {"PYTHONPATH": str(folder), "LD_LIBRARY_PATH": ":".join(map(str, libraries))}
 
 
 def private_program(lab: Lab, daemon: Daemon, path: str, *idle: str) -> Path:
@@ -77,6 +97,74 @@ def serve(lab: Lab, *command: str | Path, **options) -> tuple[subprocess.Popen[b
     wait_for(lambda: listening(port), 10, f"{command[0]} on port {port}")
     return process, port
 
+
+PYCURL = r"""
+import pycurl, sys
+curl = pycurl.Curl()
+curl.setopt(pycurl.URL, f"https://127.0.0.1:{sys.argv[1]}{sys.argv[2]}")
+curl.setopt(pycurl.SSL_VERIFYPEER, 0)
+curl.setopt(pycurl.SSL_VERIFYHOST, 0)
+curl.setopt(pycurl.WRITEFUNCTION, lambda data: None)
+curl.perform()
+"""
+"""PORT PATH: libcurl with an OpenSSL of its own, as wheels bring it."""
+
+CFFI = r"""
+import sys
+from curl_cffi import requests
+print(requests.get(f"https://127.0.0.1:{sys.argv[1]}{sys.argv[2]}", verify=False).status_code)
+"""
+"""PORT PATH: libcurl with BoringSSL inside the extension module."""
+
+HTTP_CLIENT = r"""
+import http.client, ssl, sys
+connection = http.client.HTTPSConnection("127.0.0.1", int(sys.argv[1]), context=ssl._create_unverified_context())
+connection.request("GET", sys.argv[2])
+connection.getresponse().read()
+"""
+
+ASYNCIO = r"""
+import asyncio, ssl, sys
+async def main():
+    context = ssl._create_unverified_context()
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(sys.argv[1]), ssl=context)
+    writer.write(f"GET {sys.argv[2]} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    await reader.read()
+    writer.close()
+asyncio.run(main())
+"""
+
+NODE_HTTPS = r"""
+const [port, path] = process.argv.slice(1);
+require("https").get({ host: "127.0.0.1", port, path, rejectUnauthorized: false }, (answer) => answer.resume());
+"""
+
+NODE_FETCH = r"""
+process.env.NODE_TLS_REJECT_UNAUTHORIZED = "0";
+const [port, path] = process.argv.slice(1);
+fetch(`https://127.0.0.1:${port}${path}`).then((answer) => answer.text());
+"""
+
+OPENSSL_11 = r"""
+import ctypes, socket, sys
+port, path, file = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+lib = ctypes.CDLL(file)
+P = ctypes.c_void_p
+for name in ("TLS_client_method", "SSL_CTX_new", "SSL_new"):
+    getattr(lib, name).restype = P
+ssl = P(lib.SSL_new(P(lib.SSL_CTX_new(P(lib.TLS_client_method())))))
+raw = socket.create_connection(("127.0.0.1", port))
+assert lib.SSL_set_fd(ssl, raw.fileno()) == 1
+assert lib.SSL_connect(ssl) == 1
+request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+assert lib.SSL_write(ssl, request, len(request)) == len(request)
+buffer = ctypes.create_string_buffer(65536)
+while lib.SSL_read(ssl, buffer, len(buffer)) > 0:
+    pass
+lib.SSL_shutdown(ssl)
+lib.SSL_free(ssl)
+"""
+"""PORT PATH FILE: one request by the OpenSSL 1.1 in FILE."""
 
 WOLFSSL = r"""
 import ctypes, socket, sys

@@ -19,6 +19,9 @@ from spliffd.targets.discovery import known_library_files
 Piece = bytes | str | tuple[bytes, str]
 Functions = dict[str, list[Piece]]
 
+EXPORTED = ("SSL_", "gnutls_", "PR_", "wolfSSL_", "mbedtls_")
+"""How names of functions begin that get a symbol."""
+
 TEXT = 0x200
 """Where code begins, in the file and in memory."""
 CALL, JMP, JS, JLE, JG = b"\xe8", b"\xe9", b"\x0f\x88", b"\x0f\x8e", b"\x0f\x8f"
@@ -91,7 +94,7 @@ def library(
     """
     code, places = _assemble(functions)
     plt = sum(_size(pieces) for name, pieces in functions.items() if name.endswith("@plt"))
-    names = [name for name in functions if name.startswith("SSL_")]
+    names = [name for name in functions if name.startswith(EXPORTED)]
     strings, rows = b"\0", struct.pack("<IBBHQQ", 0, 0, 0, 0, 0, 0)
     for name in names:
         size = _size(functions[name]) if sized else 0
