@@ -81,6 +81,12 @@ static __always_inline void observe(struct sock *sk, s32 length, bool typed, u32
     if (!state || state->conn.method == METHOD_NESTED)
       continue;
     u64 cookie = typed ? bpf_get_socket_cookie(sk) : read_u64((u64)sk, OFF_sk_cookie);
+    /* A call-back of a program with memory BIOs may use another socket inside the TLS call (node). */
+    struct conn_key key;
+    conn_key_of(&key, calls, id, call->ssl);
+    struct candidate *candidate = bpf_map_lookup_elem(MAP_CANDIDATES, &key);
+    if (candidate && candidate->cookie != cookie)
+      continue;
     learn_socket(state, (u64)sk, cookie, METHOD_NESTED);
   }
 }

@@ -81,8 +81,9 @@ def selfserv(lab: Lab, _path: str, _port: int) -> list[str | Path]:
 
 WHEELS = ("pycurl.libs", "pycurl", "curl_cffi", "curl_cffi-*.dist-info", "curl_cffi.libs", "psycopg2_binary.libs", "cffi", "_cffi_backend*",
           "certifi")  # fmt: skip
-BESIDE = ("SOCKET_THREAD", "PROCESS_TIMING")
-"""A process's only request may be sent and answered in one piece with parts of the handshake."""
+BESIDE = ("SOCKET_THREAD", "SOCKET_NESTED", "PROCESS_TIMING")
+"""node sends from a call-back inside the TLS call, too; and a process's only request may be sent and answered
+in one piece with parts of the handshake."""
 UNTIL_CLOSE = ("aborted", "complete")
 """Its answers end with the connection: the sender's end does not tell that this was meant."""
 NOT_READ = ("response_missing",)
