@@ -21,10 +21,11 @@ from spliffd.protocols.masking import Masker
 MAX_SECRET: Final = 64 << 10
 """A value longer than this is masked without its hash: it need not be held to its end."""
 
-_KEY: Final = re.compile(rb'"([^"\\]{1,64})(\\{0,31})"\s{0,64}:')
+_KEY: Final = re.compile(rb'"(?!\s*[,:\]}])([^"\\]{1,64})(\\{0,31})"\s{0,64}:')
+"""A name and its quotes. What begins like the rest of an object follows the closing quote of something."""
 _KEY_NAMES: Final = re.compile(rb'"([^"\\]{1,64})\\{0,31}"\s{0,64}:')
 """The same for the names alone: most texts have none that is secret, and this tells in half of the time."""
-_ESCAPED_KEY: Final = re.compile(rb'"((?:[^"\\]|\\u[0-9a-fA-F]{4}){1,64})(\\{0,31})"\s{0,64}:')
+_ESCAPED_KEY: Final = re.compile(rb'"(?!\s*[,:\]}])((?:[^"\\]|\\u[0-9a-fA-F]{4}){1,64})(\\{0,31})"\s{0,64}:')
 """The same with letters written as \\u0041, which is rare: only where \\u00 is in the text at all."""
 _KEY_BEGINS: Final = re.compile(rb'"[^"]{0,440}"?\s{0,64}\Z')
 _KEY_SPAN: Final = 512
@@ -147,7 +148,10 @@ class JsonMask(BodyMask):
             if not first:
                 return -1
             if first in (b'"', b"\\"):
-                self._kind = _STRING
+                rest = buffer[start:].lstrip(b"\\")[:1]
+                if not rest:
+                    return -1
+                self._kind = _STRING if rest == b'"' else _SCALAR
             else:
                 self._kind = _CONTAINER if first in (b"{", b"[") else _SCALAR
         for token in _TOKEN.finditer(buffer, at + self._scan):
@@ -250,7 +254,7 @@ class FormMask(BodyMask):
 class MultipartMask(BodyMask):
     """Masks parts of multipart/form-data (RFC 7578) whose name is that of a secret field."""
 
-    _NAME = re.compile(rb'[;\s]name="?([^";\r\n]{1,64})"?')
+    _NAME = re.compile(rb'[;\s]name="?([^"=;\r\n]{1,64})(?=[";\r\n])')
     _SPAN = 80
     """Longest match of it."""
 

@@ -219,6 +219,17 @@ def test_nothing_raises_and_nothing_is_lost(data, pieces, kind):
     assert len(masked(kind, data, pieces)) == len(data)
 
 
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_what_fuzzing_found(size):
+    for text, wanted in (
+        (r'{"otp":\+}', r'{"otp":**}'),
+        ('{"a": [1, {]token": "S3"}', '{"a": [1, {]token": "S3"}'),
+    ):
+        assert masked(JsonMask, text.encode(), (size,)).decode() == wanted
+    part = b'--x\r\nC-D: form-data; name="token\0"\r\n\r\nplain\r\n--x--'
+    assert masked(MultipartMask, part, (size,)) == part
+
+
 @given(st.text('"\\:{}[],token ', max_size=60), sizes)
 def test_broken_json_is_the_same_in_any_pieces(text, pieces):
     raw = b'{"token"' + text.encode()
