@@ -21,7 +21,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from spliffd import ipc, metrics, privileges
+from spliffd import ipc, metrics, privileges, seccomp
 from spliffd.api.auth_server import AuthServer
 from spliffd.api.hub import Hub
 from spliffd.api.metrics_server import MetricsServer
@@ -158,6 +158,7 @@ def _reveal_gid(group: str) -> int | None:
 def _drop_privileges(identity: Identity) -> None:
     try:
         privileges.drop(identity.uid, identity.gid)
+        seccomp.api()
     except (OSError, RuntimeError) as error:
         raise FailedError(
             f"the api cannot become uid {identity.uid}, gid {identity.gid}: {error}",

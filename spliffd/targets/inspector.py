@@ -18,7 +18,7 @@ import socket
 import sys
 from typing import NoReturn
 
-from spliffd import privileges
+from spliffd import privileges, seccomp
 from spliffd.targets import recognise
 from spliffd.targets.elf import MAX_FILE, Image, UnreadableError
 from spliffd.targets.sites import MAX_ANSWER, READY, Inspection, Request, decode_request, encode_inspection
@@ -117,6 +117,7 @@ def main() -> None:
         try:
             privileges.drop(uid, gid)
             limit_resources()
+            seccomp.inspector()
         except OSError as error:
             # Said before the socket closes: the supervisor kills whoever closes it without a word.
             print(f"spliffd inspector: {error}", file=sys.stderr, flush=True)

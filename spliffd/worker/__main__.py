@@ -16,7 +16,7 @@ import time
 
 import setproctitle
 
-from spliffd import ipc, privileges
+from spliffd import ipc, privileges, seccomp
 from spliffd.correlation.flows import Kernel, Look
 from spliffd.counters import Area
 from spliffd.errors import UsageError
@@ -75,6 +75,8 @@ def main() -> int:
         journal.logger("worker").warning(
             "a fault for tests is on: flow information comes late", milliseconds=os.environ[faults.FLOW_DELAY]
         )
+
+    seccomp.worker()
 
     def ask_owners() -> None:
         with contextlib.suppress(BlockingIOError):  # the supervisor is busy: it is asked again
