@@ -78,8 +78,8 @@ STATE_TRACEPOINT = "inet_sock_set_state"
 ITERATOR = "task_file"
 
 TIMEOUT_SECONDS = 240
-"""A compile takes 0.5 s, one under emulation 90 (seen), a host that swaps may need longer; a hung one must not
-hang the start. Below TimeoutStartSec= of the unit."""
+"""A compile takes 0.5 s, one under emulation 90 (seen), a host that swaps may need longer; a hung one must
+not hang the start. Below TimeoutStartSec= of the unit."""
 
 BTF_PATH = "/sys/kernel/btf/vmlinux"
 BCC_REMEDY = (
