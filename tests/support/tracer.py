@@ -70,24 +70,29 @@ class Tracer:
         os.close(cgroup)
         self.observed = ""
         """How socket operations are observed."""
-        if nested:
-            attached, self.observed = links.attach_sockets(self.programs)
-            self.attached.append(attached)
         path = lab.libraries / "libssl.so.3"
         fd = os.open(path, os.O_RDONLY)
         self.inspection = inspect_fd(fd, relocate)
         os.close(fd)
-        self.attached.append(
-            links.attach_library(
-                self.programs, str(path), "openssl", [probe_of(site) for site in self.inspection.sites]
-            )
-        )
+        try:
+            if nested:
+                attached, self.observed = links.attach_sockets(self.programs)
+                self.attached.append(attached)
+            self.attach_library(str(path))
+        except OSError:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def attach_library(self, path: str) -> None:
+        """Attaches to the places that the inspection has found."""
+        probes = [probe_of(site) for site in self.inspection.sites]
+        self.attached.append(links.attach_library(self.programs, path, "openssl", probes))
 
     def read(self) -> list[Record]:
         """Everything that is in the ring."""
