@@ -1,0 +1,1 @@
+"""Virtual machines of Debian, and the tests that run in them."""

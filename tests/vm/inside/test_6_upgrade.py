@@ -1,0 +1,51 @@
+"""A newer build is installed over the running one, while somebody watches."""
+
+import time
+from pathlib import Path
+
+from tests.vm.inside.guest import (
+    SHARE,
+    fetch,
+    figure,
+    is_ready,
+    pid_of,
+    run,
+    serve,
+    sh,
+    show,
+    wait_for,
+    watching,
+)
+
+
+def test_upgrade_under_a_watcher():
+    server = serve("upgrade")
+    old = pid_of("supervisor")
+    package = next(SHARE.glob("spliff_*.deb"))
+    # The same files as a newer version, uncompressed: what an upgrade does is dpkg's and the scripts' doing.
+    sh(f"""
+        dpkg-deb -R {package} /tmp/newer
+        sed -i 's/^Version: .*/&+newer/' /tmp/newer/DEBIAN/control
+        dpkg-deb -Znone --root-owner-group -b /tmp/newer /tmp/newer.deb
+        rm -r /tmp/newer
+        echo '# mine' >> /etc/spliff/spliffd.toml
+    """)
+    with watching() as watch:
+        began = time.monotonic()
+        run("apt-get", "install", "--yes", "--quiet", "/tmp/newer.deb")
+        taken = time.monotonic() - began
+        watch.process.wait(30)
+        told = watch.errors.strip().splitlines()
+    assert watch.process.returncode == 69, told
+    assert "run the command again" in told[-1], told
+    wait_for(is_ready, 60, "the new one")
+    assert pid_of("supervisor") != old
+    assert run("dpkg-query", "-W", "-f", "${Version}", "spliff").endswith("+newer")
+    assert Path("/etc/spliff/spliffd.toml").read_text().endswith("# mine\n")
+    assert (show("ActiveState"), show("UnitFileState")) == ("active", "enabled")
+    with watching() as watch:
+        fetch("https://127.0.0.1/upgraded")
+        assert [one["request"]["path"] for one in watch.wait(1)] == ["/upgraded"]
+    server.kill()
+    server.wait()
+    figure("upgrade", f"{taken:.0f} s; the watcher is told: {told[-1]!r}, exit 69; the configuration is kept")
