@@ -28,9 +28,9 @@ from spliffd.targets.sites import Inspection, Site
 
 log = logger("libraries")
 
-LOOK_AFTER_SECONDS = (0.002, 0.01, 0.05)
+LOOK_AFTER_SECONDS = (0.002, 0.01, 0.05, 0.25, 1.0, 5.0)
 """When a new process is looked at: the dynamic loader is done within 2 ms on an idle host, long before
-the first handshake; the later looks are for a busy host."""
+the first handshake; the later looks are for a busy host, and for interpreters that load TLS as a module."""
 
 SAME_CONTENT_BYTES = 16 << 20
 """Files up to this size are recognised by their content (4 ms for libcrypto, 1 ms for libssl): a copy of
