@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.ready
 
-.PHONY: compiled plain setup demo run test check bench fuzz proto docs deb clean
+.PHONY: compiled plain setup demo run test test-vm check bench fuzz proto docs deb clean
 
 setup: compiled
 
@@ -29,6 +29,10 @@ run: compiled
 test: compiled
 	$(BIN)/pytest
 	SPLIFF_PURE=1 $(BIN)/pytest -q tests/unit/protocols tests/unit/correlation tests/unit/worker tests/unit/api
+
+# The package under a real systemd, on older kernels, in virtual machines: see tests/vm.
+test-vm: compiled
+	$(PY) -m tests.vm $(KERNELS)
 
 check: $(STAMP)
 	packaging/check.sh $(BIN)
