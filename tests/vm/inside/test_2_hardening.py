@@ -78,7 +78,7 @@ ATTEMPTS = [
     ("api", "a raw socket", "socket.socket(socket.AF_INET, socket.SOCK_RAW)"),
     ("api", "a perf event", f"call({PERF}, bytes(128), 0, -1, -1, 0)"),
     ("root", "another user's home", HOME),
-    ("root", "a file outside", "open('/var/tmp/x', 'w')"),
+    ("root", "a file outside", "open('/srv/x', 'w')"),
     ("root", "a file in /run", "open('/run/x', 'w')"),
     ("root", "its own configuration", "open('/etc/spliff/x', 'w')"),
     ("root", "a file in /usr", "open('/usr/bin/x', 'w')"),
