@@ -22,8 +22,9 @@ _DISCARD = 0x40000000
 _LENGTH = 0x3FFFFFFF
 _HEADER = 8
 
-WRAP_BYTES = 32 << 10
-"""More than the largest record (16 KiB of payload and its headers), in whole pages."""
+WRAP_BYTES = (256 + 16) << 10
+"""More than the largest record (256 KiB of payload and its headers), in whole pages; a test compares it with
+the sizes in bpf/tls.bpf.c."""
 
 
 class Ring:

@@ -21,7 +21,8 @@ STALL_SECONDS = 1.0
 """How long the worker waits for a busy api before it drops: the ring holds about as much at full load."""
 
 BATCH_BYTES = 512 << 10
-"""A batch is sent when it reaches this; one more frame (a body part) still fits below MAX_DATAGRAM."""
+"""A batch is sent before it exceeds this. One frame alone may: a body part is 384 KiB at most (what is held, and
+one record), twice that with its unmasked twin, and so below MAX_DATAGRAM."""
 
 BATCH_FRAMES = 256
 """And when it has this many frames, so that the api can share out the work."""
@@ -39,10 +40,19 @@ class Output:
 
     def put(self, frame: ipc.Frame) -> None:
         """Adds a frame; sends when the batch is full."""
-        self._frames.append(frame)
-        self._bytes += (
-            len(frame.public) + len(frame.request_body) + len(frame.response_body) + len(frame.secret) + 256
+        size = (
+            len(frame.public)
+            + len(frame.request_body)
+            + len(frame.response_body)
+            + len(frame.secret)
+            + len(frame.secret_request_body)
+            + len(frame.secret_response_body)
+            + 256
         )
+        if self._frames and self._bytes + size > BATCH_BYTES:
+            self.flush()
+        self._frames.append(frame)
+        self._bytes += size
         if self._bytes >= BATCH_BYTES or len(self._frames) >= BATCH_FRAMES:
             self.flush()
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import re
 
 import pytest
 
-from spliffd.kernel.ring import Ring
+from spliffd.kernel import records
+from spliffd.kernel.compile import source_folder
+from spliffd.kernel.ring import WRAP_BYTES, Ring
 
 PAGE = mmap.PAGESIZE
 SIZE = PAGE
@@ -192,3 +195,11 @@ def test_another_processor_is_refused(producer, monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(NotImplementedError, match="x86-64"):
         Ring(producer.fd, SIZE)
+
+
+def test_the_largest_record_is_readable_across_the_end_of_the_ring():
+    """A record begins before the end and goes on in the second mapping: all of it must be mapped."""
+    source = (source_folder() / "tls.bpf.c").read_text()
+    rooms = [int(room) for room in re.findall(r"^EMIT_PIECE\((\d+)\)", source, re.MULTILINE)]
+    assert len(rooms) > 5
+    assert max(rooms) + records.HEADER_BYTES + 8 <= WRAP_BYTES
