@@ -21,8 +21,8 @@ STALL_SECONDS = 1.0
 """How long the worker waits for a busy api before it drops: the ring holds about as much at full load."""
 
 BATCH_BYTES = 512 << 10
-"""A batch is sent before it exceeds this. One frame alone may: a body part is 384 KiB at most (what is held, and
-one record), twice that with its unmasked twin, and so below MAX_DATAGRAM."""
+"""A batch is sent before it exceeds this. One frame alone may: a body part is 384 KiB at most (what is held
+and one record), twice that with its unmasked twin, and so below MAX_DATAGRAM."""
 
 BATCH_FRAMES = 256
 """And when it has this many frames, so that the api can share out the work."""
