@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ SESSIONS = (
 """How each session's machine begins, and what runs in it, in this order."""
 
 PYTEST = (
-    "mkdir -p /tmp/spliff && cd /src && PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "
+    "cd /src && PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "
     "/src/.venv/bin/python -m pytest --config-file=/src/{inside}/pytest.ini --rootdir=/src/{inside} "
     "--junitxml=/vm/junit-{name}.xml --tb=short --durations=5 -v {files}"
 )
@@ -59,6 +60,7 @@ def main() -> int:
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=f"default: {' '.join(packages.KERNELS)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="machines at a time")
     parser.add_argument("--package", type=Path, help="a .deb to test instead of the checkout's")
+    parser.add_argument("--files", nargs="+", metavar="NAME", help="only these, such as test_1_package")
     parser.add_argument(
         "--command", help="run this in a machine (restored from its state) instead of the tests"
     )
@@ -77,13 +79,13 @@ def main() -> int:
     say("vm", f"package {deb.name}")
     shutil.rmtree(RESULTS, ignore_errors=True)
     with ThreadPoolExecutor(options.jobs) as pool:
-        statuses = list(pool.map(lambda image: _test(image, deb, options.command), found))
+        statuses = list(pool.map(lambda image: _test(image, deb, options), found))
     if options.command:
         return max(statuses)
     return _conclude(found, statuses, write=options.write_docs)
 
 
-def _test(image: Image, deb: Path, command: str | None) -> int:
+def _test(image: Image, deb: Path, options: argparse.Namespace) -> int:
     """All sessions of one kernel; 0 when all passed."""
     share = RESULTS / image.kernel
     share.mkdir(parents=True)
@@ -92,19 +94,35 @@ def _test(image: Image, deb: Path, command: str | None) -> int:
         os.chmod(folder, 0o755)
         precompile(image.vmlinux, deb, Path(folder) / "compiled")
         shutil.copytree(Path(folder) / "compiled/programs", share / "programs")
+        newer_build(deb, Path(folder) / "newer", share / "newer.deb")
         disk = machine.overlay(image.disk, Path(folder) / "disk.qcow2")
         worst = 0
-        for name, files in SESSIONS:
+        for name, every in SESSIONS:
+            files = [file for file in every if not options.files or file in options.files]
+            if not files:
+                continue
             paths = " ".join(f"/src/{INSIDE}/{file}.py" for file in files)
             worst |= machine.run(
-                command or PYTEST.format(inside=INSIDE, name=name, files=paths),
+                options.command or PYTEST.format(inside=INSIDE, name=name, files=paths),
                 vmlinux=image.vmlinux, initrd=image.initrd, disk=disk, share=share, source=REPOSITORY,
                 state=image.state if name == "state" else None, seconds=SESSION_SECONDS,
                 tell=lambda line: say(image.kernel, line),
             )  # fmt: skip
-            if command or worst:
+            if options.command or worst:
                 break  # a machine on which something went wrong is not what the next session is about
     return worst
+
+
+def newer_build(deb: Path, work: Path, target: Path) -> None:
+    """The same package as a newer version; not compressed, because the guest would take half a minute for that."""
+    subprocess.run(["dpkg-deb", "-R", deb, work], check=True)
+    control = work / "DEBIAN/control"
+    control.write_text(re.sub(r"(?m)^(Version: .*)$", r"\1+newer", control.read_text()))
+    subprocess.run(
+        ["dpkg-deb", "-Znone", "--root-owner-group", "-b", work, target],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def _conclude(found: list[Image], statuses: list[int], *, write: bool) -> int:

@@ -59,16 +59,18 @@ class Follower:
             for line in out:
                 self.told.append(json.loads(line))
 
-    def hooked(self, name, seconds=20):
-        """When ``name`` had a hook, and which."""
+    def hooked(self, name, mark, seconds=20):
+        """When ``name`` had a hook, and which; ``mark``: how much had been told before it was plugged."""
 
         def found():
             return [
-                (at, listed[name]) for at, listed in self.told if listed.get(name, ("NONE",))[0] != "NONE"
+                (at, listed[name])
+                for at, listed in self.told[mark:]
+                if listed.get(name, ("NONE",))[0] != "NONE"
             ]
 
         wait_for(found, seconds, f"a hook on {name}; {self.told[-1]}")
-        return found()[-1]
+        return found()[0]
 
     def gone(self, name):
         wait_for(lambda: name not in self.told[-1][1], 20, f"{name} gone from the list")
@@ -116,7 +118,7 @@ def test_a_card_is_followed(wire, follower, driver):
     since, rounds, indices = now(), [], []
     mac = f"52:54:00:00:01:{list(CARDS).index(driver):02x}"
     for number in (1, 2):
-        names = []
+        names, mark = [], len(follower.told)
         wire.plug("card", driver, "rp1", mac)
         wait_for(lambda: qmp.interface(mac), 30, f"{driver} in the guest")
         appeared = time.time()
@@ -127,7 +129,7 @@ def test_a_card_is_followed(wire, follower, driver):
                 names.append(name)
         name = names[-1]
         assert index_of(name) == index
-        at, (hook, mode, reason) = follower.hooked(name)
+        at, (hook, mode, reason) = follower.hooked(name, mark)
         assert hook == CARDS[driver][0], (hook, mode, reason)
         assert CARDS[driver][1] in mode
         run("ip", "addr", "add", "10.80.0.1/24", "dev", name)
@@ -143,8 +145,8 @@ def test_a_card_is_followed(wire, follower, driver):
         shown = json.loads(run("ip", "-j", "-d", "link", "show", name))[0]
         assert ("xdp" in shown) == (hook == "XDP"), shown
         first = min(int(one["end_time_ns"]) for one in seen) / 1e9 - up
-        wire.unplug("card")
         pulled = time.time()
+        wire.unplug("card")
         gone = follower.gone(name)
         rounds.append((names, hook, mode, at - appeared, first, gone - pulled))
         indices.append(index)
