@@ -77,7 +77,6 @@ def main() -> int:
         return 0
     deb = options.package or package.build()
     say("vm", f"package {deb.name}")
-    shutil.rmtree(RESULTS, ignore_errors=True)
     with ThreadPoolExecutor(options.jobs) as pool:
         statuses = list(pool.map(lambda image: _test(image, deb, options), found))
     if options.command:
@@ -88,6 +87,7 @@ def main() -> int:
 def _test(image: Image, deb: Path, options: argparse.Namespace) -> int:
     """All sessions of one kernel; 0 when all passed."""
     share = RESULTS / image.kernel
+    shutil.rmtree(share, ignore_errors=True)
     share.mkdir(parents=True)
     shutil.copy(deb, share)
     with tempfile.TemporaryDirectory(prefix="spliff-vm-") as folder:
@@ -136,8 +136,8 @@ def _conclude(found: list[Image], statuses: list[int], *, write: bool) -> int:
                 totals[
                     {"skipped": "skipped"}.get(next(iter(outcome), ""), "failed") if outcome else "passed"
                 ] += 1
-        if status and not files:
-            totals["failed"] += 1  # the machine ended without a word
+        if status >= machine.TIMED_OUT:
+            totals["failed"] += 1  # the machine ended without a word: whatever was running did not pass
         say(image.kernel, f"status {status}, {len(files)} of {len(SESSIONS)} sessions")
     lines = [
         json.loads(line)
