@@ -122,6 +122,7 @@ class Child:
         self._since = 0.0
         self._heard = 0.0
         self._asked = 0.0
+        self._unanswered = 0.0
         self._stopping = False
         self.ready = asyncio.Event()
         self.failure: ipc.Failed | None = None
@@ -152,7 +153,7 @@ class Child:
         if self._nice:
             set_priority(self._process.pid, self._nice)
         self._link = ours
-        self._since = self._heard = self._asked = time.monotonic()
+        self._since = self._heard = self._asked = self._unanswered = time.monotonic()
         asyncio.get_running_loop().add_reader(ours.fileno(), self._read)
 
     def send(self, message: ipc.ToChild, fds: list[int] | None = None) -> None:
@@ -231,14 +232,20 @@ class Child:
     def ping(self, number: int) -> bool:
         """Asks for a sign of life; True when it has answered since it was asked last.
 
-        A child that gave no answer for too long is killed, and so restarted.
+        A child that gave no answer for too long is killed, and so restarted. Its time runs from the first
+        question without an answer: while the supervisor itself is busy (loading programs takes half a minute
+        on a slow machine) nobody asks, and answers wait unread.
         """
+        self._read()
+        now = time.monotonic()
         alive = self._process is not None and self._heard >= self._asked
-        silent = time.monotonic() - self._heard
+        if alive:
+            self._unanswered = now
+        silent = now - self._unanswered
         if self._process is not None and silent > SILENT_SECONDS:
             log.error("child does not answer, killing it", child=self.name, silent_seconds=round(silent))
             self._process.kill()
-        self._asked = time.monotonic()
+        self._asked = now
         self.send(ipc.Ping(number))
         return alive
 

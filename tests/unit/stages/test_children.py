@@ -175,6 +175,16 @@ async def test_a_child_that_hangs_shows_at_the_next_ping_and_is_killed(stage, mo
     assert child.ping(5)
 
 
+async def test_a_supervisor_that_was_busy_does_not_blame_the_child(stage, monkeypatch):
+    monkeypatch.setattr(children, "SILENT_SECONDS", 0.4)
+    child = stage.make(GOOD)
+    pid = await ready(child)
+    for number in (1, 2):
+        time.sleep(0.6)  # noqa: ASYNC251 - the loop stands still: nobody asks, and answers are not read
+        assert child.ping(number)
+    assert child.pid == pid
+
+
 async def test_a_slow_child_is_alive_again_when_it_answers(stage):
     child = stage.make(GOOD)
     pid = await ready(child)

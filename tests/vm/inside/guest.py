@@ -74,8 +74,17 @@ def now() -> str:
 
 
 def trouble(since: str) -> list[str]:
-    """Warnings and errors of the service since then."""
-    return journal("--since", since, "--priority=warning").splitlines()
+    """Warnings and errors of the service since then, with their fields."""
+    told = run(
+        "journalctl", "--no-pager", "--output=json", f"--unit={UNIT}", "--boot",
+        "--since", since, "--priority=warning",
+    )  # fmt: skip
+    return [
+        " ".join(
+            [entry["MESSAGE"], *(f"{name}={entry[name]}" for name in entry if name.startswith("SPLIFF_"))]
+        )
+        for entry in map(json.loads, told.splitlines())
+    ]
 
 
 def pid_of(part: str) -> int:

@@ -50,5 +50,7 @@ def test_interfaces_that_came_later_are_hooked():
 
 
 def test_nothing_went_wrong_on_the_way():
-    assert trouble("@0") == []
+    # It has a TLS library of its own that cannot be watched, and says so.
+    found = [line for line in trouble("@0") if "SPLIFF_PATH=/opt/spliff/" not in line]
+    assert not found, "\n".join(found)
     assert "failed" not in journal("--boot").lower()
