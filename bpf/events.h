@@ -108,14 +108,24 @@ struct record {
 };
 _Static_assert(sizeof(struct record) == 192, "records.py counts on it");
 
-/* Records for the supervisor: fixed size, nothing captured. */
+/* An exec, for the supervisor: who the process is, told while it is certain to exist. Behind it stand the
+ * names of the executable's path and of the cgroup's, each ended by a zero and the last one first, then the
+ * command line as it lies in memory. */
 struct process_record {
   u32 tgid;
   u32 ppid;
   u64 start_ns;
   u64 time;
+  u32 uid; /* effective */
+  u16 exe; /* bytes of each part */
+  u16 cgroup;
+  u16 cmdline;
+  u16 flags;
+  u32 pad;
 };
-_Static_assert(sizeof(struct process_record) == 24, "records.py counts on it");
+_Static_assert(sizeof(struct process_record) == 40, "records.py counts on it");
+
+enum process_flag { PROCESS_PATH_CUT = 1 }; /* deeper or longer than the record has room for */
 
 /* In the order of spliffd/counters.py KERNEL; a test compares the two. */
 enum counter {

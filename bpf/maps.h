@@ -11,7 +11,8 @@
  * | counters  | cpu * 64 + enum counter -> u64   | 64/CPU | nobody                                   |
  * | armed     | shard -> u32                     | shards | cleared by whoever wakes the worker      |
  * | rings     | shard -> ring buffer             | shards | nobody                                   |
- * | processes | ring buffer for the supervisor   | 256 KiB| consumer                                 |
+ * | processes | ring buffer for the supervisor   | 512 KiB| consumer                                 |
+ * | exec      | 0 -> struct exec, per CPU        | 1      | nobody                                   |
  * | scope     | index -> cgroup                  | 32     | supervisor; 0-15 in scope, 16-31 not     |
  * | uids      | uid -> 1 in scope, 2 excluded    | 1,024  | supervisor                               |
  * | cgroups   | cgroup id -> enum cgroup_list    | 32     | supervisor                               |
@@ -46,6 +47,7 @@
 #define MAP_CGROUPS MAP(1015) /* the same cgroups as in `scope`, for sockets and for tasks that are not current */
 #define MAP_ADJACENT MAP(1017)
 #define MAP_CANDIDATES MAP(1018)
+#define MAP_EXEC MAP(1019) /* where a process_record is put together: too large for the stack */
 #define MAP_INTERFACES MAP(1014) /* the supervisor makes the entries of interfaces that have a hook */
 
 #define SCOPE_SLOTS 16
@@ -63,6 +65,18 @@ struct settings {
   u64 netns_cookie; /* of the namespace whose interfaces are watched: the daemon's */
 };
 _Static_assert(sizeof(struct settings) == 40, "maps.py counts on it");
+
+#define PATHS_BYTES 4096 /* of an executable's path and a cgroup's together; longer ones are cut */
+#define CMDLINE_BYTES 4096 /* as attribution/processes.py reads of it; a power of two */
+
+/* What process_exec puts together. */
+struct exec {
+  /* In memory on purpose: what the verifier does not know it does not follow through every path. */
+  volatile u64 used; /* bytes of text */
+  struct process_record record;
+  char text[2 * PATHS_BYTES + CMDLINE_BYTES]; /* the last name may begin right before PATHS_BYTES */
+};
+_Static_assert(sizeof(struct exec) == 12336, "maps.py counts on it");
 
 enum cgroup_list { CGROUP_IN_SCOPE = 1, CGROUP_EXCLUDED = 2 };
 

@@ -299,9 +299,9 @@ class Supervisor:
         ring = self._process_ring
         while positions := ring.drain(256):
             for at in positions:
-                pid, _ppid, start_ns, _time = PROCESS_RECORD.unpack_from(ring.data, at)
+                pid, _, start_ns, _, _, *texts, _ = PROCESS_RECORD.unpack_from(ring.data, at)
                 self.area.supervisor.add("execs_seen")
-                self.processes.remember(pid, start_ns)
+                self.processes.remember(pid, start_ns, ring.data[at : at + PROCESS_RECORD.size + sum(texts)])
                 self.libraries.started(pid)
             ring.release()
         ring.release()

@@ -1,9 +1,10 @@
-"""Who a process is: executable, command line, user, cgroup, unit, container, from /proc.
+"""Who a process is: executable, command line, user, cgroup, unit, container.
 
 Takes a pid and the start time the kernel gave with the plaintext; returns ``ProcessFacts``, with empty
-text for what could not be had. The start time guards against pid reuse: facts of another process that
-got the same pid are never returned. Runs in the supervisor, which may read /proc of others; reads
-nothing else. Sources: proc(5); systemd.slice(5); the cgroup path formats of docker, containerd, podman.
+text for what could not be had: from /proc while the process lives, otherwise from what the kernel told at
+its exec. The start time guards against pid reuse: facts of another process that got the same pid are never
+returned. Runs in the supervisor, which may read /proc of others; reads nothing else. Sources: proc(5);
+systemd.slice(5); the cgroup path formats of docker, containerd, podman.
 """
 
 from __future__ import annotations
@@ -15,14 +16,19 @@ import shlex
 from collections import OrderedDict
 
 from spliffd.ipc import ProcessFacts
+from spliffd.kernel.records import unpack_exec
 
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 CMDLINE_BYTES = 4096
 """Longer command lines (Java) are cut: it identifies the process, it is not evidence."""
 
-CACHE = 4096
-"""Facts kept from exec time, for processes that end before a worker asks; about 1 KiB each."""
+REMEMBERED_BYTES = 2 << 20
+"""Exec records kept for processes that end before a worker asks: 4,096 of usual size (512 bytes, with what
+Python adds). The oldest go first; a process that lives is read from /proc anyway."""
+
+RECORD_OVERHEAD = 256
+"""Memory of a remembered record beyond its text."""
 
 _CONTAINER = re.compile(r"(?:^|[/:-])([0-9a-f]{64})(?:\.scope)?(?:/|$)")
 _UNIT = re.compile(r"/([^/]+\.(?:service|scope|socket|mount|swap))(?=/|$)")
@@ -33,16 +39,18 @@ class Processes:
 
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
-        self._known: OrderedDict[tuple[int, int], ProcessFacts] = OrderedDict()
+        self._records: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._held = 0
 
-    def remember(self, pid: int, start_ns: int) -> None:
-        """Reads a process that has just been started, in case it is gone when somebody asks."""
-        facts = self._read(pid, start_ns)
-        if facts is None:
-            return
-        self._known[pid, start_ns] = facts
-        while len(self._known) > CACHE:
-            self._known.popitem(last=False)
+    def remember(self, pid: int, start_ns: int, record: bytes) -> None:
+        """Keeps a process_record (bpf/events.h), in case the process is gone when somebody asks."""
+        old = self._records.pop((pid, start_ns), None)  # a shell that becomes the program it was to start
+        if old is not None:
+            self._held -= len(old) + RECORD_OVERHEAD
+        self._records[pid, start_ns] = record
+        self._held += len(record) + RECORD_OVERHEAD
+        while self._held > REMEMBERED_BYTES:
+            self._held -= len(self._records.popitem(last=False)[1]) + RECORD_OVERHEAD
 
     def facts(self, pid: int, start_ns: int) -> tuple[ProcessFacts, bool]:
         """Facts of the process, and whether any could be had.
@@ -52,7 +60,9 @@ class Processes:
         """
         found = self._read(pid, start_ns)
         if found is None or not found.exe:
-            found = self._known.get((pid, start_ns), found)
+            record = self._records.get((pid, start_ns))
+            if record is not None:
+                found = _recalled(pid, start_ns, record, found)
         if found is None:
             return ProcessFacts(pid, start_ns, "", "", "", "", "", ""), False
         return found, True
@@ -77,10 +87,23 @@ class Processes:
             exe = os.readlink(f"{folder}/exe").removesuffix(" (deleted)")
         except OSError:
             exe = ""
-        arguments = raw.rstrip(b"\0").decode(errors="replace").split("\0")
-        return ProcessFacts(
-            pid, start_ns, exe, shlex.join(arguments) if raw else "", user_name(uid), cgroup, *owners(cgroup)
-        )
+        return ProcessFacts(pid, start_ns, exe, command(raw), user_name(uid), cgroup, *owners(cgroup))
+
+
+def _recalled(pid: int, start_ns: int, record: bytes, zombie: ProcessFacts | None) -> ProcessFacts:
+    then = unpack_exec(record)
+    cgroup = then.cgroup
+    if cgroup == "/" and zombie is not None:
+        cgroup = zombie.cgroup  # of a version 1 hierarchy, which the kernel's record does not tell
+    return ProcessFacts(
+        pid, start_ns, then.exe, command(then.cmdline), user_name(then.uid), cgroup, *owners(cgroup)
+    )
+
+
+def command(raw: bytes) -> str:
+    """A command line as it could be typed, from its arguments as they lie in memory."""
+    text = raw.rstrip(b"\0").decode(errors="replace")
+    return shlex.join(text.split("\0")) if raw else ""
 
 
 def parse_cgroup(text: str) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 
-# name used in the eBPF programs (OFF_name) -> (struct, member path)
-OFFSETS: dict[str, tuple[str, str]] = {
+# name used in the eBPF programs (OFF_name) -> (struct, member, its names in other kernels...)
+OFFSETS: dict[str, tuple[str, ...]] = {
     "task_tgid": ("task_struct", "tgid"),
     "task_group_leader": ("task_struct", "group_leader"),
     "task_real_parent": ("task_struct", "real_parent"),
@@ -52,6 +52,23 @@ OFFSETS: dict[str, tuple[str, str]] = {
     "kn_id": ("kernfs_node", "id"),
     "task_cred": ("task_struct", "cred"),
     "cred_uid": ("cred", "uid"),
+    "cred_euid": ("cred", "euid"),
+    "kn_name": ("kernfs_node", "name"),
+    "kn_parent": ("kernfs_node", "__parent", "parent"),  # renamed in 6.15
+    "task_mm": ("task_struct", "mm"),
+    "task_fs": ("task_struct", "fs"),
+    "mm_exe_file": ("mm_struct", "exe_file"),
+    "mm_arg_start": ("mm_struct", "arg_start"),
+    "mm_arg_end": ("mm_struct", "arg_end"),
+    "fs_root": ("fs_struct", "root"),
+    "file_path": ("file", "f_path"),
+    "path_mnt": ("path", "mnt"),
+    "path_dentry": ("path", "dentry"),
+    "dentry_parent": ("dentry", "d_parent"),
+    "vfsmount_root": ("vfsmount", "mnt_root"),
+    "mount_mnt": ("mount", "mnt"),
+    "mount_parent": ("mount", "mnt_parent"),
+    "mount_mountpoint": ("mount", "mnt_mountpoint"),
 }
 
 _KIND_STRUCT, _KIND_UNION = 4, 5
@@ -111,12 +128,14 @@ class Btf:
         """Id that a program at the entry or exit of a kernel function is loaded with."""
         return self.type_id(name, 12)
 
-    def offset(self, struct_name: str, member: str) -> int:
-        """Byte offset of ``member`` in ``struct_name``."""
-        bits = self._bits(self.type_id(struct_name, _KIND_STRUCT), member.encode())
-        if bits is None or bits % 8:
-            raise LookupError(f"kernel BTF has no {struct_name}.{member}")
-        return bits // 8
+    def offset(self, struct_name: str, *members: str) -> int:
+        """Byte offset in ``struct_name`` of the first of ``members`` that it has."""
+        struct = self.type_id(struct_name, _KIND_STRUCT)
+        for member in members:
+            bits = self._bits(struct, member.encode())
+            if bits is not None and bits % 8 == 0:
+                return bits // 8
+        raise LookupError(f"kernel BTF has no {struct_name}.{members[0]}")
 
     def _bits(self, type_id: int, member: bytes) -> int | None:
         address = self._lib.btf__type_by_id(self._btf, type_id)
@@ -143,6 +162,7 @@ class Btf:
 def all_offsets(btf: Btf) -> dict[str, int]:
     """Every offset that the programs use."""
     offsets = {name: btf.offset(*where) for name, where in OFFSETS.items()}
+    offsets["dentry_name"] = btf.offset("dentry", "d_name") + btf.offset("qstr", "name")
     if os.uname().machine == "x86_64":
         # Where a thread's own memory begins: Go programs before 1.17 keep the goroutine there.
         offsets["task_fsbase"] = btf.offset("task_struct", "thread") + btf.offset("thread_struct", "fsbase")

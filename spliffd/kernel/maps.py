@@ -37,6 +37,7 @@ NUMBERS = {
     1016: "goroutines",
     1017: "adjacent",
     1018: "candidates",
+    1019: "exec",
 }
 
 SCOPE_SLOTS = 16
@@ -56,8 +57,9 @@ one destination, and as many as the TLS objects that can be told apart. 12 MiB o
 INTERFACES = 4096
 """Interfaces with a hook: a host with a thousand containers has two for each."""
 INTERFACE_COUNT = 16
-PROCESS_RING_BYTES = 256 << 10
-"""Exec events: 8,192 of them while the supervisor is busy."""
+PROCESS_RING_BYTES = 512 << 10
+"""Exec events: some 2,000 of usual size (250 bytes) while the supervisor is busy."""
+EXEC_VALUE = 12336
 
 ADJACENT = 8192
 """Threads, and TLS objects, whose sockets have to be told by what is next to TLS calls: one that is evicted
@@ -94,6 +96,7 @@ class Maps:
             "armed": make(bpf.MAP_ARRAY, 4, 4, max(shards, 2), bpf.F_MMAPABLE, "armed"),
             "rings": make(bpf.MAP_ARRAY_OF_MAPS, 4, 4, shards, name="rings", inner=self.rings[0]),
             "processes": make(bpf.MAP_RINGBUF, 0, 0, PROCESS_RING_BYTES, name="processes"),
+            "exec": make(bpf.MAP_PERCPU_ARRAY, 4, EXEC_VALUE, 1, name="exec"),
             "scope": make(bpf.MAP_CGROUP_ARRAY, 4, 4, 2 * SCOPE_SLOTS, name="scope"),
             "cgroups": make(bpf.MAP_HASH, 8, 1, 2 * SCOPE_SLOTS, name="cgroups"),
             "uids": make(bpf.MAP_HASH, 4, 1, MAX_UIDS, name="uids"),

@@ -54,8 +54,39 @@ TGID_START = struct.Struct("=I4xQ")
 _CONN = struct.Struct("=IIQQQ QQ16s16sHHBBBB IIII16s QQQ")
 assert _CONN.size == CONN_BYTES
 
-PROCESS_RECORD = struct.Struct("=IIQQ")
-"""tgid, ppid, start_ns, time: what the supervisor's ring carries."""
+PROCESS_RECORD = struct.Struct("=IIQQIHHHH4x")
+"""tgid, ppid, start_ns, time, uid, bytes of exe, cgroup and cmdline behind it, flags."""
+
+
+PROCESS_PATH_CUT = 1
+"""enum process_flag: the beginning of the executable's or the cgroup's path is missing."""
+
+
+class Exec(msgspec.Struct, gc=False):
+    """A process_record's text: what the process was when it was started."""
+
+    uid: int
+    exe: str
+    cgroup: str
+    cmdline: bytes
+
+
+def unpack_exec(record: bytes) -> Exec:
+    """Decodes a whole process_record; text that was cut begins with "..."."""
+    _, _, _, _, uid, exe, cgroup, cmdline, flags = PROCESS_RECORD.unpack_from(record)
+    at = PROCESS_RECORD.size
+    cut = "..." if flags & PROCESS_PATH_CUT else ""
+    return Exec(
+        uid,
+        _path(record[at : at + exe], cut),
+        _path(record[at + exe : at + exe + cgroup], cut) or "/",
+        record[at + exe + cgroup : at + exe + cgroup + cmdline],
+    )
+
+
+def _path(names: bytes, cut: str) -> str:
+    parts = names.split(b"\0")[:-1]
+    return cut + "".join(f"/{name.decode(errors='replace')}" for name in reversed(parts)) if parts else ""
 
 
 class Conn(msgspec.Struct, gc=False):

@@ -58,9 +58,14 @@ FIRST_DEMAND_SECONDS = 1.0
 """How long a new worker leaves the ring alone until it knows who watches: the link comes 10 ms after Ready,
 unless the api is being restarted too, and then there is nobody who watches."""
 
-FACTS_SECONDS = 0.02
+FACTS_SECONDS = 0.5
 """How long a process that speaks for the first time is waited for while the supervisor looks it up (0.3 ms
-on an idle host): a short-lived client's only exchange is over by then, and filters need to know whose."""
+on an idle host, 0.1 s while it verifies or attaches): a short-lived client's only exchange is over by then,
+and filters need to know whose."""
+
+FACTS_SLICE_SECONDS = 0.01
+FACTS_RING_SHARE = 4
+"""But only while less than a quarter of the ring is full, looked at in slices: waiting must lose nothing."""
 
 LOST_IN_KERNEL = ("ring_full_data_records", "ring_full_data_bytes", "ring_full_control", "fault_records")
 """Counters of what never reached the ring, in the order in which ``_tell_losses`` takes them."""
@@ -354,11 +359,10 @@ class Loop:
         """After an answer that took too long none is waited for until one comes: the ring must not fill."""
         deadline = time.monotonic() + FACTS_SECONDS
         while self._patient and self._running and self._processes[pid, start_ns][1] is None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                self._patient = False
-            elif self._facts_poll.poll(left * 1000):
+            if self._facts_poll.poll(FACTS_SLICE_SECONDS * 1000):
                 self._from_supervisor()
+            elif time.monotonic() > deadline or self._ring.pending() > self._ring.size // FACTS_RING_SHARE:
+                self._patient = False
 
     def _learn(self, known: ipc.ProcessFacts) -> None:
         known.cmdline = mask_command(known.cmdline, self._maker.masker)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from spliffd.attribution import processes
 from spliffd.attribution.processes import Processes, owners, parse_cgroup, user_name
+from spliffd.kernel.records import PROCESS_RECORD
 
 ID = "0123456789abcdef" * 4
 
@@ -101,25 +102,47 @@ def test_a_live_process():
     assert found.cgroup.startswith("/")
 
 
-def test_a_process_that_ended_is_known_when_it_was_remembered():
-    known = Processes()
-    with subprocess.Popen(["sleep", "60"]) as process:
-        start = start_ns(process.pid)
-        known.remember(process.pid, start)
-        process.kill()
-    assert known.facts(process.pid, start)[1]
-    found, there = known.facts(process.pid, start + 1)
+def told(
+    pid: int, start: int, *, exe: bytes = b"sleep\0bin\0usr\0", cgroup: bytes = b"", cmdline: bytes = b"",
+    uid: int = 0, cut: bool = False,
+) -> bytes:  # fmt: skip
+    """An exec as the kernel tells it: names of paths from the last to the first."""
+    head = PROCESS_RECORD.pack(pid, 1, start, 0, uid, len(exe), len(cgroup), len(cmdline), cut)
+    return head + exe + cgroup + cmdline
+
+
+def test_a_process_that_ended_is_known_by_its_exec(tmp_path):
+    known = Processes(str(tmp_path))
+    cgroup = f"docker-{ID}.scope\0system.slice\0".encode()
+    known.remember(7, 500, told(7, 500, cgroup=cgroup, cmdline=b"sleep\0a b\0"))
+    found, there = known.facts(7, 500)
+    assert there
+    assert (found.exe, found.cmdline, found.user) == ("/usr/bin/sleep", "sleep 'a b'", "root")
+    assert found.cgroup == f"/system.slice/docker-{ID}.scope"
+    assert (found.unit, found.container) == (f"docker-{ID}.scope", ID)
+    found, there = known.facts(7, 501)  # another process with the same pid
     assert not there
-    assert (found.pid, found.exe, found.cmdline) == (process.pid, "", "")
+    assert (found.pid, found.exe, found.cmdline) == (7, "", "")
+
+
+def test_the_last_exec_of_a_process_counts(tmp_path):
+    known = Processes(str(tmp_path))
+    known.remember(7, 500, told(7, 500, exe=b"sh\0bin\0"))
+    known.remember(7, 500, told(7, 500))
+    assert known.facts(7, 500)[0].exe == "/usr/bin/sleep"
+
+
+def test_a_path_that_was_cut_says_so(tmp_path):
+    known = Processes(str(tmp_path))
+    known.remember(7, 500, told(7, 500, exe=b"x\0deep\0", cut=True))
+    assert known.facts(7, 500)[0].exe == ".../deep/x"
 
 
 def test_a_process_that_ended_and_was_not_waited_for():
     known = Processes()
     with subprocess.Popen(["sleep", "60"]) as process:
         start = start_ns(process.pid)
-        while known.facts(process.pid, start)[0].cmdline != "sleep 60":
-            pass
-        known.remember(process.pid, start)
+        known.remember(process.pid, start, told(process.pid, start, cmdline=b"sleep\x0060\0"))
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now
         found, there = known.facts(process.pid, start)
@@ -166,12 +189,11 @@ def test_hostile_names_and_long_command_lines(tmp_path):
 
 
 def test_what_is_remembered_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "CACHE", 3)
+    size = len(told(1, 5))
+    monkeypatch.setattr(processes, "REMEMBERED_BYTES", 3 * (size + processes.RECORD_OVERHEAD))
     known = Processes(str(tmp_path))
-    for pid in range(1, 6):
-        plant(tmp_path, pid, start=5)
-        known.remember(pid, 5 * TICK)
-        (tmp_path / str(pid) / "stat").unlink()
+    for pid in (1, 2, 3, 3, 4, 5):
+        known.remember(pid, 5 * TICK, told(pid, 5 * TICK))
     assert [known.facts(pid, 5 * TICK)[1] for pid in range(1, 6)] == [False, False, True, True, True]
 
 
