@@ -221,6 +221,17 @@ OPTIONS: tuple[tuple[str, str, Checked, str], ...] = (
 """Option, field of ``Filter``, type, help; each may be given several times."""
 
 
+_COLUMN = re.compile(r"filter\.expression, column (\d+)")
+
+
+def pointed_at(message: str, expression: str | None) -> str:
+    """What the daemon says of an expression, with the expression and a mark below its column."""
+    match = _COLUMN.search(message)
+    if match is None or not expression or not expression.isprintable():
+        return message
+    return f"{message}\n  {expression}\n  {' ' * (int(match[1]) - 1)}^"
+
+
 def build(values: dict[str, Any], parents: Sequence[int] = ()) -> pb.Filter:
     """The ``Filter`` of options by field name; ``parents``: pids whose descendants to watch as well.
 
@@ -232,6 +243,6 @@ def build(values: dict[str, Any], parents: Sequence[int] = ()) -> pb.Filter:
 
     selected: dict[str, Any] = {field: list(values.get(field) or ()) for _, field, _, _ in OPTIONS}
     statuses = [spliff_pb2.StatusRange(first=first, last=last) for first, last in selected.pop("statuses")]
-    result = spliff_pb2.Filter(**selected, statuses=statuses)
+    result = spliff_pb2.Filter(**selected, statuses=statuses, expression=values.get("expression") or "")
     result.ppids.extend(parents)
     return result

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spliffctl import filters, units
-from spliffctl.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ClientError
+from spliffctl.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ClientError, RefusedError
 
 if TYPE_CHECKING:
     from spliffctl.child import Child
@@ -61,6 +61,15 @@ Filters of one kind are alternatives, different kinds must all hold:
 means (api.* or example.com) and 5xx. They are evaluated in the daemon.
 
 \b
+An expression names fields as -o json does; with the options above all must hold:
+  --filter 'response.status >= 500 || duration_ns > 250ms'
+  --filter 'request.path.matches("^/v[12]/") && !(tls.version in ["TLSv1.3"])'
+  --filter '"x-request-id" in request.headers && request.body_size > 1M'
+There are == != < <= > >= in && || ! and brackets; x.startsWith(s) .endsWith(s)
+.contains(s) .matches(regex) .glob(glob) .lowerAscii(), size(x), has(field),
+request.headers["name"]; durations 100ms 1.5s 2m, sizes 64K 1M (bytes).
+
+\b
 Reading the lines:
   15:11:59.346 → GET https://…  h2 192.0.2.10:48372 → 198.51.100.25:443 curl (403410)
   15:11:59.639 ← 200 https://…  h2 … curl (403410) 294.3 ms  xdp:eth0
@@ -85,6 +94,9 @@ Examples:
   spliffctl watch -b -- curl -s https://api.example.com/users""",
 )
 @_filter_options
+@click.option(
+    "--filter", "expression", metavar="EXPR", help="Expression over the fields of an exchange; see below."
+)
 @click.option("-b", "--body", is_flag=True, help="Show bodies.")
 @click.option(
     "--body-limit", type=Size("BYTES"), help="At most this much of each body (64K, 1M); implies -b."
@@ -129,6 +141,7 @@ def command(
     hexdump: bool,
     compact: bool,
     latency: bool,
+    expression: str | None,
     handshakes: bool,
     no_colour: bool,
     color: str,
@@ -164,7 +177,9 @@ def command(
     from spliffd.pb import spliff_pb2
 
     request = spliff_pb2.WatchRequest(
-        filter=filters.build(selected, (os.getpid(), child.pid) if child else ()),
+        filter=filters.build(
+            {**selected, "expression": expression}, (os.getpid(), child.pid) if child else ()
+        ),
         bodies=bodies,
         body_limit=body_limit or 0,
         handshakes=handshakes,
@@ -179,7 +194,10 @@ def command(
         renderer = TextRenderer(options, palette("never" if no_colour else color, output.fd))
     printer = ItemPrinter(output, renderer, bodies=bodies, body_limit=body_limit or 0, count=count or 0)
     token = client.token(path) if reveal else ""
-    return _run(Watch(path, request, printer, output, seconds=seconds, token=token), printer, child)
+    try:
+        return _run(Watch(path, request, printer, output, seconds=seconds, token=token), printer, child)
+    except RefusedError as error:
+        raise RefusedError(filters.pointed_at(str(error), expression)) from None
 
 
 def _refuse_contradictions(

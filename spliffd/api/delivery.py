@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from spliffd import ipc
 from spliffd.api import wire
@@ -25,6 +25,15 @@ KINDS: dict[int, str] = {
 }
 """Frame kinds to fields of ``Item``; losses take another way."""
 
+MESSAGES: dict[int, type[Message]] = {
+    ipc.EXCHANGE: pb.Exchange,
+    ipc.HANDSHAKE: pb.Handshake,
+    ipc.MESSAGE: pb.Message,
+    ipc.CHUNK: pb.Chunk,
+    ipc.BODY_PART: pb.Exchange,
+}
+"""Of a body part the frame holds no message: what is asked of one is empty."""
+
 
 class Variant(NamedTuple):
     """An entry ready to be sent, and how many body bytes are in it."""
@@ -36,7 +45,7 @@ class Variant(NamedTuple):
 class Delivery:
     """A frame together with the entries made of it so far. Raises ValueError for a broken frame."""
 
-    __slots__ = ("_data", "_head", "_plain", "_variants", "frame", "kind", "summary")
+    __slots__ = ("_data", "_head", "_message", "_plain", "_variants", "frame", "kind", "summary")
 
     def __init__(self, frame: ipc.Frame, number: int = 0) -> None:
         if frame.summary is None or frame.kind not in KINDS:
@@ -46,6 +55,7 @@ class Delivery:
         self.summary: ipc.Summary = frame.summary
         self._variants: dict[tuple[int, int, bool], Variant] = {}
         self._plain: bytes | None = None
+        self._message: Message | None = None
         self._head: tuple[bytes, ...] = (frame.public,)
         self._data = b""
         if self.kind == ipc.EXCHANGE:
@@ -62,6 +72,18 @@ class Delivery:
         if frame.request_body or frame.response_body or frame.withheld or self._data:
             return True
         return reveal and bool(frame.secret or frame.secret_request_body or frame.secret_response_body)
+
+    @property
+    def message(self) -> Message:
+        """The parsed message, without id and bodies: for filters that look at more than the summary."""
+        if self._message is None:
+            message = MESSAGES[self.kind]()
+            try:
+                message.MergeFromString(self.frame.public)
+            except DecodeError:
+                message = MESSAGES[self.kind]()  # then nothing is known but the summary
+            self._message = message
+        return self._message
 
     @property
     def plain(self) -> bytes:

@@ -2,7 +2,8 @@
 
 Takes the protobuf ``Filter`` once, when the stream starts; returns a ``Filter`` object whose methods
 answer "is this for me?" for finished things, for early parts of a body, and for handshakes. Conditions
-of different kinds must all hold, values of one kind are alternatives (proto/spliff.proto, "Filter").
+of different kinds must all hold, values of one kind are alternatives (proto/spliff.proto, "Filter"); an
+expression (``spliffd.api.expression``) is one more condition, asked last because it may need the message.
 
 Patterns are globs (``*``, ``?``, ``[seq]``), case-sensitive except for hosts. Their number and length
 are bounded, and the standard library compiles them to regular expressions with atomic groups, so a
@@ -17,7 +18,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from spliffd import counters
+from spliffd import counters, ipc
+from spliffd.api.delivery import Delivery
+from spliffd.api.expression.compiler import Expression
+from spliffd.api.expression.lexer import ExpressionError
 from spliffd.ipc import Summary
 from spliffd.pb import spliff_pb2 as pb
 
@@ -58,16 +62,37 @@ class Filter:
 
     def __init__(self, request: pb.Filter) -> None:
         self.descendants: Descendants | None = None
+        self.expression: Expression | None = None
         if request.expression:
-            raise FilterError(
-                "filter.expression: this version has no filter expressions; use the other fields"
-            )
+            try:
+                self.expression = Expression(request.expression)
+            except ExpressionError as error:
+                raise FilterError(f"filter.expression, column {error.column}: {error}") from None
         connection = self._connection(request)
         early = connection + self._exchange(request)
         status = _statuses(request.statuses)
         self.match_connection: Predicate = _all(connection)
         self.match_early: Predicate = _all(early)
         self.match: Predicate = _all([*early, *status])
+
+    def wants(self, delivery: Delivery) -> bool:
+        """Whether all conditions hold for what is delivered, as far as an item of its kind can tell."""
+        kind, summary, expression = delivery.kind, delivery.summary, self.expression
+        if kind == ipc.HANDSHAKE:
+            return self.match_connection(summary) and (
+                expression is None or expression.match_handshake(delivery)
+            )
+        if kind == ipc.BODY_PART:
+            if summary.status:
+                return self.match(summary) and (expression is None or expression.match_part(delivery))
+            return self.match_early(summary) and (expression is None or expression.match_early(delivery))
+        if not self.match(summary):
+            return False
+        if expression is None:
+            return True
+        if kind == ipc.EXCHANGE:
+            return expression.match(delivery)
+        return expression.match_message(delivery) if kind == ipc.MESSAGE else expression.match_chunk(delivery)
 
     def _connection(self, request: pb.Filter) -> list[Predicate]:
         found: list[Predicate] = []

@@ -81,7 +81,7 @@ class Subscriber:
         if kind == ipc.EXCHANGE:
             key = delivery.frame.part_key
             sent = self._parts.pop(key, -1) if key and self._parts else -1
-            if chosen is not None and not chosen.match(delivery.summary):
+            if chosen is not None and not chosen.wants(delivery):
                 self._words[self._filtered_slot] += 1
                 if sent >= 0:
                     self._discard(key)
@@ -90,11 +90,11 @@ class Subscriber:
         elif kind == ipc.BODY_PART:
             self._offer_part(delivery)
         elif kind == ipc.HANDSHAKE:
-            if wishes.handshakes and (chosen is None or chosen.match_connection(delivery.summary)):
+            if wishes.handshakes and (chosen is None or chosen.wants(delivery)):
                 self._queue_item(delivery, 0)
             else:
                 self._words[self._filtered_slot] += 1
-        elif wishes.messages and (chosen is None or chosen.match(delivery.summary)):
+        elif wishes.messages and (chosen is None or chosen.wants(delivery)):
             self._queue_item(delivery, 0)
         else:
             self._words[self._filtered_slot] += 1
@@ -145,15 +145,12 @@ class Subscriber:
 
     def _offer_part(self, delivery: Delivery) -> None:
         wishes = self.wishes
-        summary = delivery.summary
         if not wishes.bodies:
             self._words[self._filtered_slot] += 1
             return
-        if wishes.filter is not None:
-            match = wishes.filter.match if summary.status else wishes.filter.match_early
-            if not match(summary):
-                self._words[self._filtered_slot] += 1
-                return
+        if wishes.filter is not None and not wishes.filter.wants(delivery):
+            self._words[self._filtered_slot] += 1
+            return
         entry, body = delivery.with_bodies(wishes.body_limit, 0, reveal=wishes.reveal)
         if not body:
             return  # beyond the watcher's limit: its exchange will say what was not sent

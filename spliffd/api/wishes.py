@@ -48,7 +48,7 @@ def read(request: pb.WatchRequest, max_queue_bytes: int) -> Wishes:
         try:
             wanted = Filter(request.filter)
         except FilterError as error:
-            raise WishError(str(error), unsupported=bool(request.filter.expression)) from None
+            raise WishError(str(error), unsupported=False) from None
     queue_bytes = max(MIN_QUEUE_BYTES, request.queue_bytes or DEFAULT_QUEUE_BYTES)
     return Wishes(
         filter=wanted,

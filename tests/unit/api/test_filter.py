@@ -153,7 +153,7 @@ def test_a_full_set_of_descendants_counts_whom_it_refuses(monkeypatch):
         (pb.Filter(protocols=["http"]), "filter.protocols: 'http' is not known; use one of: http1, http2"),
         (pb.Filter(libraries=["ssl"]), "filter.libraries: 'ssl' is not known; use one of: openssl"),
         (pb.Filter(statuses=[pb.StatusRange(first=404)]), "filter.statuses: 404-0 is no range"),
-        (pb.Filter(expression="true"), "filter.expression: this version has no filter expressions"),
+        (pb.Filter(expression="true && x"), "filter.expression, column 9: an exchange has no field 'x'"),
     ],
 )
 def test_a_filter_that_cannot_be_is_refused_with_the_field_and_the_remedy(request_, said):

@@ -241,7 +241,11 @@ async def test_two_workers_are_both_heard(start):
 @pytest.mark.parametrize(
     ("request_", "code", "said"),
     [
-        (pb.WatchRequest(filter=pb.Filter(expression="x")), "UNIMPLEMENTED", "filter.expression"),
+        (
+            pb.WatchRequest(filter=pb.Filter(expression="x")),
+            "INVALID_ARGUMENT",
+            "filter.expression, column 1",
+        ),
         (pb.WatchRequest(filter=pb.Filter(ports=[70000])), "INVALID_ARGUMENT", "filter.ports: 70000"),
         (pb.WatchRequest(reveal=True), "UNAUTHENTICATED", "auth"),
         (pb.WatchRequest(last=5), "UNIMPLEMENTED", "no history"),

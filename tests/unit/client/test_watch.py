@@ -331,3 +331,16 @@ def test_the_stream_breaking_does_not_end_the_command_but_the_code_says_it(daemo
     assert watch.wait(20) == 69
     assert os.path.exists(f"{folder}/done")
     assert watch.stderr.read().count("spliffctl: spliffd stopped") == 1
+
+
+def test_what_is_wrong_in_an_expression_is_pointed_at(daemon, client):
+    def refuse(context):
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "filter.expression, column 9: no such field")
+        yield
+
+    daemon.watch = refuse
+    done = client.run("watch", "--filter", "request.hots == 'x'")
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-2:] == ["  request.hots == 'x'", "          ^"]
+    assert daemon.requests[0].filter.expression == "request.hots == 'x'"
