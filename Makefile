@@ -47,7 +47,8 @@ proto: $(STAMP)
 	packaging/proto.sh $(BIN)
 
 docs: $(STAMP)
-	$(PY) packaging/docs.py
+	PYTHONPATH=. $(PY) packaging/docs.py
+	$(PY) packaging/grafana/dashboard.py
 
 deb: compiled
 	packaging/deb/build.sh $(BIN)

@@ -82,6 +82,9 @@ LIBRARIES: tuple[str, ...] = (
     "rustls",
 )
 
+KINDS_OF_PROCESS: tuple[str, ...] = ("supervisor", "worker", "api")
+"""The daemon's own processes, of which some work all the time (not the inspector, which comes and goes)."""
+
 SUPERVISOR: tuple[str, ...] = (
     "worker_restarts",
     "api_restarts",
@@ -99,6 +102,7 @@ SUPERVISOR: tuple[str, ...] = (
     "flows",
     "flows_evicted",
     *(f"map_{kind}_{table}" for kind in ("entries", "capacity") for table in TABLES),
+    *(f"{unit}_{kind}" for unit in ("cpu_ms", "rss_kib") for kind in KINDS_OF_PROCESS),
 )
 
 PROTOCOLS: tuple[str, ...] = ("http1", "http2", "grpc", "websocket", "raw")

@@ -308,6 +308,20 @@ def _host(readings: Readings) -> list[Family]:
         counter(
             "spliff_out_of_scope_total", "TLS calls outside the scope, never read.", kernel["out_of_scope"]
         ),
+        labelled(
+            "counter",
+            "spliff_process_cpu_seconds_total",
+            "CPU time of the daemon's own processes, read every 10 s.",
+            "process",
+            [(kind, supervisor[f"cpu_ms_{kind}"] / 1000) for kind in counters.KINDS_OF_PROCESS],
+        ),
+        labelled(
+            "gauge",
+            "spliff_process_resident_bytes",
+            "Memory of the daemon's own processes, what they share counted in each.",
+            "process",
+            [(kind, supervisor[f"rss_kib_{kind}"] * 1024) for kind in counters.KINDS_OF_PROCESS],
+        ),
         gauge(
             "spliff_ready_seconds",
             "How long the daemon took from start to ready.",

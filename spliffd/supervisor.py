@@ -33,6 +33,7 @@ from spliffd.journal import logger, set_debug
 from spliffd.kernel.maps import PROCESS_RING_BYTES
 from spliffd.kernel.records import PROCESS_RECORD
 from spliffd.kernel.ring import Ring
+from spliffd.stages import health, usage
 from spliffd.stages.capture import Kernel, ScopeMaps
 from spliffd.stages.children import Child, let_sleep
 from spliffd.stages.interfaces import Interfaces
@@ -320,40 +321,16 @@ class Supervisor:
                 self._notify.watchdog()
             self.area.supervisor.set("flows_evicted", self.kernel.sweep())
             self.occupancy.look()
-            facts = self._facts_of_health()
+            usage.look((*self.workers, self.api), self.area.supervisor)
+            facts = health.facts(self.area, self.kernel.maps.counters, self.libraries.attached())
             if facts != told:  # adding up all series takes milliseconds, most of what an idle daemon costs
                 told = facts
                 self._notify.status(self.health())
 
-    def _facts_of_health(self) -> list[int]:
-        """A few numbers of which one changes whenever the status line does.
-
-        Whatever a worker counts comes of records; the losses of the others are looked at one by one.
-        """
-        area = self.area
-        regions = {"kernel": self.kernel.maps.counters, "supervisor": area.supervisor, "api": area.api}
-        return [
-            self.libraries.attached(),
-            *(region.get("records") for region in area.workers),
-            *(regions[one.region].get(one.counter) for one in metrics.LOSSES
-              if one.counter and one.region in regions),
-        ]  # fmt: skip
-
     def health(self) -> str:
         """One line for `systemctl status`."""
-        numbers = statistics.Numbers(self.families())
-        exchanges = numbers.sum("spliff_exchanges_total")
-        alone = numbers.sum("spliff_exchanges_total", method="NONE")
-        lost = numbers.sum("spliff_lost_total")
-        share = 100 * (exchanges - alone) / exchanges if exchanges else 100.0
         features = [*self.kernel.features, self.interfaces.feature()]
-        degraded = [feature.name for feature in features if feature.state != "ok"]
-        text = (
-            f"{self.libraries.attached()} libraries probed, {exchanges} exchanges, {share:.1f}% with socket"
-        )
-        if lost:
-            text += f", {lost} lost"
-        return text + (f"; degraded: {', '.join(degraded)}" if degraded else "")
+        return health.line(self.families(), self.libraries.attached(), features)
 
     def families(self) -> list[metrics.Family]:
         """All counters, as metric families."""

@@ -73,6 +73,8 @@ ln -s /opt/spliff/bin/spliffd /opt/spliff/bin/spliffctl "$root/usr/bin/"
 install -Dm644 packaging/systemd/spliffd.service "$root/lib/systemd/system/spliffd.service"
 install -Dm644 packaging/systemd/spliff.sysusers "$root/usr/lib/sysusers.d/spliff.conf"
 install -Dm644 packaging/systemd/spliff.tmpfiles "$root/usr/lib/tmpfiles.d/spliff.conf"
+install -Dm644 packaging/grafana/spliff.json "$root/usr/share/spliff/grafana/spliff.json"
+install -Dm644 packaging/prometheus/spliff.rules.yml "$root/usr/share/spliff/prometheus/spliff.rules.yml"
 install -m644 README.md LICENSE "$root/usr/share/doc/spliff/"
 install -m644 "$here/lintian-overrides" "$root/usr/share/lintian/overrides/spliff"
 documents() { "$venv/bin/python3" -I -B "$here/documents.py" "$@"; }

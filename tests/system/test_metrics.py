@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 
@@ -14,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.daemon import Daemon
 from tests.support.lab import Lab, wait_for
+from tests.support.prometheus import Prometheus
 from tests.support.servers import Nginx, free_port
 
 SERIES = {
@@ -78,6 +77,8 @@ def test_every_series_is_there_from_the_start(lab: Lab, daemon: Daemon, page: Pa
         "spliff_map_capacity",
         "spliff_interfaces",
         "spliff_packets_total",  # whatever goes over lo
+        "spliff_process_cpu_seconds_total",
+        "spliff_process_resident_bytes",
     }
     # Starting takes time and sleeps, and others on this host may use a library that is probed, out of scope.
     for sample in samples:
@@ -98,7 +99,8 @@ def test_all_ways_lead_to_the_same_numbers(lab: Lab, daemon: Daemon, page: Page)
     shown, asked = page.values(), daemon.stats()
     assert shown.keys() == asked.keys()
     moving = {'spliff_sleep_cycles_total{worker="0"}', 'spliff_iterations_total{worker="0"}'}
-    moving |= {key for key in shown if key.startswith("spliff_packets_total")}  # all that goes over lo
+    always = ("spliff_packets_total", "spliff_process_")  # all that goes over lo; the daemon's own costs
+    moving |= {key for key in shown if key.startswith(always)}
     assert {k: (shown[k], asked[k]) for k in shown if shown[k] != asked[k] and k not in moving} == {}
     assert shown[EXCHANGES] == 22
     assert shown["spliff_subscribers"] == 1
@@ -135,36 +137,14 @@ def test_a_scrape_costs_the_worker_nothing(lab: Lab, daemon: Daemon, page: Page)
 def test_a_real_prometheus_scrapes_it(lab: Lab, daemon: Daemon, page: Page):
     server = Nginx(lab)
     daemon.wait_attached()
-    port = free_port()
-    folder = lab.folder / "prometheus"
-    folder.mkdir()
-    (folder / "prometheus.yml").write_text(
-        "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
-        f"scrape_configs: [{{job_name: spliff, static_configs: [{{targets: ['127.0.0.1:{page.port}']}}]}}]\n"
-    )
-    prometheus = subprocess.Popen(
-        ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
-         f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder,
-    )  # fmt: skip
-    lab.processes.append(prometheus)
+    prometheus = Prometheus(lab, page.port)
     for n in range(7):
         assert lab.run("curl", "-sk", server.url(f"/hello?{n}")).returncode == 0
-
-    def query(expression: str) -> list[dict]:
-        text = urllib.parse.urlencode({"query": expression})
-        try:
-            return json.loads(get(f"http://127.0.0.1:{port}/api/v1/query?{text}"))["data"]["result"]
-        except OSError:  # it is starting
-            return []
-
-    def total() -> float:
-        found = query("sum(spliff_exchanges_total)")
-        return float(found[0]["value"][1]) if found else -1
-
-    wait_for(lambda: total() == 14, 30, "Prometheus knows of 14 exchanges")
-    assert float(query("up{job='spliff'}")[0]["value"][1]) == 1
-    rate = query("sum(spliff_exchanges_total{method!='NONE'}) / sum(spliff_exchanges_total)")
-    assert float(rate[0]["value"][1]) == 1.0
-    assert query("spliff_build_info")[0]["metric"]["version"]
-    print("Prometheus:", query(EXCHANGES)[0])
+    wait_for(
+        lambda: prometheus.value("sum(spliff_exchanges_total)") == 14, 60, "Prometheus knows of 14 exchanges"
+    )
+    assert prometheus.value("up{job='spliff'}") == 1
+    rate = "sum(spliff_exchanges_total{method!='NONE'}) / sum(spliff_exchanges_total)"
+    assert prometheus.value(rate) == 1.0
+    assert prometheus.query("spliff_build_info")[0]["metric"]["version"]
+    print("Prometheus:", prometheus.query(EXCHANGES)[0])

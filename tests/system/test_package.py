@@ -172,6 +172,8 @@ def test_contents(package):
         "/usr/share/doc/spliff/changelog.gz",
         "/usr/share/doc/spliff/copyright",
         "/usr/share/fish/vendor_completions.d/spliffctl.fish",
+        "/usr/share/spliff/grafana/spliff.json",
+        "/usr/share/spliff/prometheus/spliff.rules.yml",
         "/usr/share/zsh/vendor-completions/_spliffctl",
     } <= paths
     for line in listed:
