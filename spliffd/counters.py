@@ -135,6 +135,8 @@ WORKER: tuple[str, ...] = (
     "connections_evicted",
     "connections_reconciled",
     "exchanges_incomplete",
+    "websocket_messages_sent",
+    "websocket_messages_received",
     "handshakes_ok",
     "handshakes_failed",
     "gap_bytes",

@@ -188,6 +188,13 @@ def _application(readings: Readings) -> list[Family]:
             "result",
             [("ok", total["handshakes_ok"]), ("failed", total["handshakes_failed"])],
         ),
+        labelled(
+            "counter",
+            "spliff_websocket_messages_total",
+            "WebSocket messages seen, by direction as the traced program sees it.",
+            "direction",
+            [(way, total[f"websocket_messages_{way}"]) for way in ("sent", "received")],
+        ),
         counter(
             "spliff_exchanges_incomplete_total",
             "Exchanges of which something is missing, and that say so.",

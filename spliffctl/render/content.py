@@ -82,6 +82,18 @@ def content_lines(
         yield f"{INDENT}{palette.warning}… {problem} …{palette.reset}"
 
 
+def payload_lines(message: pb.Message, palette: Palette, *, hexdump: bool) -> Iterator[str]:
+    """The lines of a WebSocket payload: JSON laid out, other text, a close's reason, or a hexdump."""
+    data, start = message.data, 0
+    if message.type == "close":
+        start = min(2, len(data))  # the code, which stands in the line above
+    body = Body(((start, data[start:]),))
+    if not hexdump and message.completeness.state == "complete" and _is_json(body.data):
+        yield from (INDENT + quote(line) for line in indented(body.data.decode("utf-8", "backslashreplace")))
+    elif body.data:
+        yield from body_lines(body, "", palette, hexdump=hexdump)
+
+
 def _decoded(body: Body, message: pb.Request | pb.Response) -> tuple[list[str], Body, str]:
     """(facts to tell, the body without its content codings, what kept the rest from being decoded)."""
     value = message.content_encoding

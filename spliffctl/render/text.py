@@ -117,14 +117,22 @@ class TextRenderer:
 
     def message(self, message: pb.Message) -> str:
         """One line for a WebSocket message, and its payload when bodies are wanted."""
+        facts = [word(message.type or "?")]
+        if message.close_code:
+            facts.append(str(message.close_code))
+        facts.append(units.size(message.size))
+        if message.compressed:
+            facts.append(f"({units.size(message.wire_size)} on the wire)")
         line = self._event(
             message,
-            f"{self._arrow(message)} ws {word(message.type or '?')} {units.size(message.wire_size)}  ",
+            f"{self._arrow(message)} ws {' '.join(facts)}  ",
             "",
             "",
             self._completeness(message.completeness),
         )
-        return line + self._data(0, message.data)
+        if not (self._options.bodies and message.data):
+            return line
+        return line + self._payload(message)
 
     def chunk(self, chunk: pb.Chunk) -> str:
         """One line for bytes of a protocol that is not taken apart, and the bytes when wanted."""
@@ -220,6 +228,15 @@ class TextRenderer:
         if not (self._options.bodies and data):
             return ""
         return self._body(Body(((offset, data),)), "")
+
+    def _payload(self, message: pb.Message) -> str:
+        from spliffctl.render.content import payload_lines
+
+        text = _joined(payload_lines(message, self._palette, hexdump=self._options.hexdump))
+        unsent = message.size - len(message.data)
+        if unsent > 0:
+            text += f"    {self._palette.warning}… {unsent:,} more bytes not sent …{self._palette.reset}\n"
+        return text
 
     def _content(self, body: Body, message: pb.Request | pb.Response) -> str:
         if not body.segments and not body.holes:

@@ -11,14 +11,17 @@ Does no I/O, reads no clock, never raises on any bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.protocols import detect, http2_detect
 from spliffd.protocols.http1 import REQUEST, RESPONSE, Http1
 from spliffd.protocols.http2 import Http2
 from spliffd.protocols.messages import HttpExchange
+from spliffd.protocols.websocket import Room, WebSocket, WebSocketMessage
+from spliffd.protocols.websocket_deflate import negotiated
 
-UNDECIDED, HTTP1, RAW, HTTP2 = 0, 1, 2, 3
+UNDECIDED, HTTP1, RAW, HTTP2, WEBSOCKET = 0, 1, 2, 3, 4
 SENT, RECEIVED = 0, 1
 
 UNDECIDED_BYTES = 256
@@ -26,6 +29,8 @@ UNDECIDED_BYTES = 256
 
 NOTHING: Sequence[HttpExchange] = ()
 NO_BYTES: Sequence[tuple[int, int, bytes]] = ()
+
+EXTENSIONS: Final = b"sec-websocket-extensions"
 
 OnBody = Callable[[HttpExchange, bool, bytes], None]
 
@@ -47,6 +52,7 @@ class Connection:
         "joined",
         "key",
         "last_ns",
+        "messages",
         "method",
         "object_key",
         "on_body",
@@ -55,9 +61,11 @@ class Connection:
         "protocol",
         "raw_kept",
         "request_direction",
+        "room",
         "slots",
         "state",
         "waiting",
+        "websocket",
     )
 
     def __init__(self, key: bytes, process: tuple[int, int], facts: ConnectionFacts, *, joined: bool) -> None:
@@ -73,8 +81,13 @@ class Connection:
         self.request_direction = 0
         self.pending: list[bytes] = [b"", b""]
         self.raw_kept: Sequence[tuple[int, int, bytes]] = NO_BYTES
-        """What was kept while undecided and turned out not to be HTTP: direction, offset, bytes. The engine
-        takes it; later pieces of a raw connection go out at once, even while they are looked at."""
+        """What turned out to be raw in the piece that decided so, and was kept before it: direction, offset,
+        bytes. The engine takes it; later pieces go out at once, even while they are looked at."""
+        self.websocket: WebSocket | None = None
+        self.messages: list[WebSocketMessage] = []
+        """Finished ones; the engine takes them."""
+        self.room = Room()
+        """Memory for messages under way; the engine gives all its connections the same."""
         self.on_body: OnBody | None = None
         self.method = 0
         self.protocol = ""
@@ -111,10 +124,14 @@ class Connection:
             side = REQUEST if direction == self.request_direction else RESPONSE
             more = http1.feed(side, payload, now) if payload else NOTHING
             if http1.upgraded:
-                self.state = RAW
+                self._upgraded(http1, more, now)
         elif self.http2 is not None:
             side = REQUEST if direction == self.request_direction else RESPONSE
             more = self.http2.feed(side, payload, now) if payload else NOTHING
+        elif self.websocket is not None:
+            more = NOTHING
+            side = REQUEST if direction == self.request_direction else RESPONSE
+            self.messages += self.websocket.feed(side, payload, now)
         else:
             more = self._decide(direction, offset, payload, now) if payload else NOTHING
         if more:
@@ -140,6 +157,10 @@ class Connection:
             return self.http1.gap(side, size, now)
         if self.http2 is not None:
             return self.http2.gap(REQUEST if direction == self.request_direction else RESPONSE, size, now)
+        if self.websocket is not None:
+            side = REQUEST if direction == self.request_direction else RESPONSE
+            self.messages += self.websocket.gap(side, size, now)
+            return NOTHING
         # Undecided: what is kept no longer joins what comes.
         self.pending[direction] = b""
         self.joined = True
@@ -150,6 +171,8 @@ class Connection:
         side = REQUEST if direction == self.request_direction else RESPONSE
         if self.http2 is not None:
             return self.http2.eof(side, now)
+        if self.websocket is not None:
+            self.messages += self.websocket.eof(side, now)
         if self.http1 is None or self.state != HTTP1:
             return NOTHING
         return self.http1.eof(side, now)
@@ -158,6 +181,9 @@ class Connection:
         """The connection is over: what is unfinished comes out, marked."""
         http1, http2 = self.http1, self.http2
         self.http1 = self.http2 = None
+        if self.websocket is not None:
+            self.messages += self.websocket.close(now)
+            self.websocket = None
         if http1 is not None:
             http1.on_body = None
             return http1.close(now)
@@ -201,6 +227,7 @@ class Connection:
                 found = (
                     (opposite, self.expect[opposite] - len(waiting), waiting),
                     (direction, offset - len(kept), kept),
+                    (direction, offset, payload),
                 )
                 self.raw_kept = [entry for entry in found if entry[2]]
             self.state = RAW
@@ -252,6 +279,24 @@ class Connection:
         early = http2.feed(RESPONSE if side == REQUEST else REQUEST, other, now) if other else NOTHING
         return [*early, *http2.feed(side, first, now)]
 
+    def _upgraded(self, http1: Http1, finished: Sequence[HttpExchange], now: int) -> None:
+        """What follows is another protocol's: WebSocket, or one that is not taken apart."""
+        self.state = RAW
+        up, down = self.request_direction, 1 - self.request_direction
+        rests = [(up, http1.take_rest(REQUEST)), (down, http1.take_rest(RESPONSE))]
+        for exchange in finished:
+            response = exchange.response
+            if http1.upgraded == "websocket" and response is not None and response.status == 101:
+                names = [value for name, value in response.headers if name.lower() == EXTENSIONS]
+                self.websocket = WebSocket(negotiated(b",".join(names)), self.room, exchange)
+                self.state = WEBSOCKET
+                exchange.websocket = True
+        if self.websocket is None:
+            self.raw_kept = [(way, self.expect[way] - len(rest), rest) for way, rest in rests if rest]
+            return
+        for side, (_, rest) in enumerate(rests):
+            self.messages += self.websocket.feed(side, rest, now)
+
     def _requests_go(self, direction: int) -> None:
         self.request_direction = direction
         if not self.facts.role:
@@ -260,5 +305,7 @@ class Connection:
 
 
 def protocol_of(connection: Connection, exchange: HttpExchange) -> str:
-    """What an exchange speaks: its connection's protocol, or gRPC on top of it."""
-    return connection.protocol if exchange.grpc is None else "grpc"
+    """What an exchange speaks: its connection's protocol, or what it is on top of that."""
+    if exchange.grpc is not None:
+        return "grpc"
+    return "websocket" if exchange.websocket else connection.protocol

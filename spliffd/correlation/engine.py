@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from spliffd.correlation.claims import Claims
-from spliffd.correlation.connection import NO_BYTES, RAW, Connection, OnBody, protocol_of
+from spliffd.correlation.connection import NO_BYTES, RAW, SENT, Connection, OnBody, protocol_of
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.correlation.flows import Finished, Join, Kernel, forget, look_anew
 from spliffd.counters import LIBRARIES, METHODS, PROTOCOLS, Region, exchange_slot
 from spliffd.kernel import records
 from spliffd.protocols.messages import COMPLETE, HttpExchange
+from spliffd.protocols.websocket import Room, WebSocketMessage
 
 MAX_CONNECTIONS = 16384
 """Live connections: about 3 KiB each, 48 MiB at the bound. The oldest goes first, and is counted."""
@@ -30,8 +31,8 @@ _METHOD_AT = records.CONN_AT + 85
 _PAYLOAD = records.HEADER_BYTES
 _WORD = (1 << 64) - 1
 
-GRPC = " grpc"
-"""Behind the packet hook, in the key of a counter's slot: gRPC calls are counted apart."""
+MAX_WAITING_MESSAGES = 1024
+"""WebSocket messages that wait until the exchange before them is out; beyond it they overtake it."""
 
 
 Piece = tuple[Connection, int, int, bytes, int, int, int]
@@ -55,6 +56,9 @@ class Receiver(Protocol):
         self, connection: Connection, direction: int, offset: int, data: bytes, size: int, now: int
     ) -> None:
         """Bytes of a protocol that is not taken apart."""
+
+    def message(self, connection: Connection, message: WebSocketMessage) -> None:
+        """A WebSocket message is finished."""
 
     def process(self, pid: int, start_ns: int, exec_id: int, facts: ConnectionFacts) -> None:
         """A connection was opened by this process: fill in what is known of it.
@@ -92,6 +96,9 @@ class Engine:
         self.waiting = self._join.queue
         """The exchanges that wait for their flow; for looking only."""
         self._done: list[Finished] = []
+        self._messages: list[tuple[Connection, WebSocketMessage]] = []
+        self._room = Room()
+        self._n_messages = (index("websocket_messages_sent"), index("websocket_messages_received"))
         self._over: set[bytes] = set()
         """Ended by ``close_over``: their own closing record may still come, and says nothing new."""
 
@@ -132,6 +139,7 @@ class Engine:
             captured[direction] += len(payload)
             if not connection.method:
                 connection.note(direction, start, now)
+            was_raw = connection.state == RAW
             if direction:
                 finished = connection.data(1, offset, payload, size, now)
             else:
@@ -143,12 +151,15 @@ class Engine:
                 self._count_gaps(connection)
             if finished:
                 self._finish(connection, finished)
+            if connection.messages:
+                self._take_messages(connection)
             if connection.state == RAW:
                 kept, connection.raw_kept = connection.raw_kept, NO_BYTES
                 if self.wants_chunks:
                     for way, where, data in kept:
                         self._receiver.chunk(connection, way, where, data, len(data), now)
-                    self._receiver.chunk(connection, direction, offset, payload, size, now)
+                    if was_raw:
+                        self._receiver.chunk(connection, direction, offset, payload, size, now)
         words = self._words
         words[self._n_data] += len(pieces)
         words[self._n_bytes[0]] += captured[0]
@@ -163,10 +174,14 @@ class Engine:
         if self._done:
             done, self._done = self._done, []
             self._deliver(self._join.admit(done, now, busy=busy))
+        if self._messages:
+            self._hand_messages()
 
     def retry(self, now: int) -> None:
         """A batch of the retry queue: what was found, or has waited long enough, goes out."""
         self._deliver(self._join.retry(now))
+        if self._messages:
+            self._hand_messages()
 
     def interfaces(self, names: dict[int, str]) -> None:
         """The names of interfaces by index: all connections are looked up anew."""
@@ -180,6 +195,7 @@ class Engine:
             self._close(connection, now)
         self.hand_out(now)
         self._deliver(self._join.flush(now))
+        self._hand_messages()
 
     def close_over(self, is_over: Callable[[Connection], bool], now: int) -> int:
         """Ends the connections of which ``is_over`` says so; returns how many there were."""
@@ -229,6 +245,7 @@ class Engine:
             counters.add("tls_records_socket")
         elif kind == records.EOF:
             self._finish(connection, connection.eof(records.RECEIVED, now))
+            self._take_messages(connection)
         else:
             counters.add("tls_records_close")
             self._ended(connection, ring, at, now)
@@ -268,6 +285,7 @@ class Engine:
         self._objects[connection.object_key] = connection
         self._processes.setdefault(process, set()).add(key)
         self._counters.add("connections_opened")
+        connection.room = self._room
         connection.on_body = self._receiver.on_body(connection)
         self._receiver.process(conn.tgid, conn.start_ns, conn.exec_id, facts)
         self._fill_socket(connection, conn)
@@ -310,7 +328,8 @@ class Engine:
         words = self._words
         for connection, exchange, _, _ in ready:
             wire = connection.facts.wire
-            slot = connection.slots.get(wire if exchange.grpc is None else wire + GRPC)
+            usual = exchange.grpc is None and not exchange.websocket
+            slot = connection.slots.get(wire if usual else wire + protocol_of(connection, exchange))
             words[self._slot(connection, exchange) if slot is None else slot] += 1
         self._receiver.deliver(ready)
 
@@ -321,8 +340,27 @@ class Engine:
             protocol = "raw"
         library = facts.library or LIBRARIES[0]
         slot = exchange_slot(protocol, library, facts.correlation_method or "NONE", facts.wire or "NONE")
-        connection.slots[facts.wire if exchange.grpc is None else facts.wire + GRPC] = slot
+        usual = exchange.grpc is None and not exchange.websocket
+        connection.slots[facts.wire if usual else facts.wire + protocol] = slot
         return slot
+
+    def _take_messages(self, connection: Connection) -> None:
+        messages, connection.messages = connection.messages, []
+        for message in messages:
+            received = message.from_server == (connection.request_direction == SENT)
+            self._words[self._n_messages[received]] += 1
+            if self.wants_chunks:
+                self._messages.append((connection, message))
+
+    def _hand_messages(self) -> None:
+        """Messages leave behind the exchange that they belong to, which may still wait for its flow."""
+        held: list[tuple[Connection, WebSocketMessage]] = []
+        for connection, message in self._messages:
+            if connection.waiting and len(held) < MAX_WAITING_MESSAGES:
+                held.append((connection, message))
+            else:
+                self._receiver.message(connection, message)
+        self._messages = held
 
     def _count_gaps(self, connection: Connection) -> None:
         self._words[self._n_gaps] += connection.gaps
@@ -332,6 +370,7 @@ class Engine:
 
     def _close(self, connection: Connection, now: int) -> None:
         self._finish(connection, connection.close(now))
+        self._take_messages(connection)
         self.connections.pop(connection.key, None)
         if self._objects.get(connection.object_key) is connection:
             del self._objects[connection.object_key]

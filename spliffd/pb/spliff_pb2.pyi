@@ -1254,18 +1254,32 @@ class Message(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     WIRE_SIZE_FIELD_NUMBER: _builtins.int
     COMPLETENESS_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    CLOSE_CODE_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
+    COMPRESSED_FIELD_NUMBER: _builtins.int
     time_ns: _builtins.int
     """When its last byte was seen."""
     exchange_part_key: _builtins.int
-    """Id of the exchange that upgraded the connection."""
+    """Part key of the exchange that made the connection (in HTTP/2: its stream) one of WebSocket."""
     direction: _builtins.str
     """sent or received."""
     type: _builtins.str
-    """text, binary, ping, pong, close."""
+    """text, binary, ping, pong, close; continuation where its beginning was not seen."""
     data: _builtins.bytes
-    """Payload, unmasked and inflated."""
+    """Payload, unmasked and inflated, when bodies were asked for; at most 256 KiB of it. Secret fields of JSON are
+    masked to their own length. Lost bytes are left out.
+    """
     wire_size: _builtins.int
-    """Size on the wire."""
+    """Size of its frames on the wire, headers included."""
+    size: _builtins.int
+    """Size of the payload, inflated; more than `data` where that was cut or not asked for."""
+    close_code: _builtins.int
+    """Why the connection is closed (RFC 6455, 7.4); 0 when a close does not say, and for other messages."""
+    frames: _builtins.int
+    """How many frames it came in."""
+    compressed: _builtins.bool
+    """Whether it came compressed (permessage-deflate)."""
     @_builtins.property
     def process(self) -> Global___Process:
         """Whose program it was."""
@@ -1290,10 +1304,14 @@ class Message(_message.Message):
         data: _builtins.bytes = ...,
         wire_size: _builtins.int = ...,
         completeness: Global___Completeness | None = ...,
+        size: _builtins.int = ...,
+        close_code: _builtins.int = ...,
+        frames: _builtins.int = ...,
+        compressed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completeness", b"completeness", "connection", b"connection", "process", b"process"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completeness", b"completeness", "connection", b"connection", "data", b"data", "direction", b"direction", "exchange_part_key", b"exchange_part_key", "process", b"process", "time_ns", b"time_ns", "type", b"type", "wire_size", b"wire_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_code", b"close_code", "completeness", b"completeness", "compressed", b"compressed", "connection", b"connection", "data", b"data", "direction", b"direction", "exchange_part_key", b"exchange_part_key", "frames", b"frames", "process", b"process", "size", b"size", "time_ns", b"time_ns", "type", b"type", "wire_size", b"wire_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -260,6 +260,7 @@ class HttpExchange:
         "state",
         "stream_id",
         "user",
+        "websocket",
     )
 
     request: HttpRequest | None
@@ -276,6 +277,8 @@ class HttpExchange:
     """The engine's own state for this exchange; the parsers leave it alone."""
     grpc: GrpcFacts | None
     """Set when the exchange is a gRPC call."""
+    websocket: bool
+    """Whether it made the connection (in HTTP/2: its stream) one of WebSocket."""
     state: str
     """How much was seen: one of the states above."""
     missing_bytes: int
@@ -291,6 +294,7 @@ class HttpExchange:
         self.part_key = 0
         self.user = None
         self.grpc = None
+        self.websocket = False
         self.state = COMPLETE
         self.missing_bytes = 0
         self.gap_offset = None

@@ -16,11 +16,13 @@ from spliffd.correlation.flows import Finished
 from spliffd.counters import Region
 from spliffd.pb import spliff_pb2
 from spliffd.protocols.masking import Masker
-from spliffd.protocols.messages import HttpExchange, HttpRequest
+from spliffd.protocols.messages import HttpExchange
+from spliffd.protocols.websocket import WebSocketMessage
 from spliffd.worker.bodies import MAX_HELD, PART_BYTES, Bodies, Half
 from spliffd.worker.encode import connection_prefix, exchange_bytes, summary, traffic_piece
 from spliffd.worker.heads import Heads
 from spliffd.worker.masked_bodies import Run, masked_body
+from spliffd.worker.messages import message_frame, summary_of
 from spliffd.worker.output import Output
 
 AskWho = Callable[[int, int, int, ConnectionFacts], None]
@@ -65,6 +67,8 @@ class FrameMaker:
             if bodies is not None:
                 self._finish(connection, exchange, bodies)
                 self._held -= bodies.request.size + bodies.response.size
+            if exchange.websocket:
+                self._name(exchange)
         if not self.demand.watchers:
             return
         wall = self.wall_offset_ns
@@ -167,9 +171,7 @@ class FrameMaker:
 
     def _part(self, connection: Connection, exchange: HttpExchange, half: Half, *, is_response: bool) -> None:
         """Sends what is held of one half ahead of its exchange."""
-        if not exchange.part_key:
-            exchange.part_key = self._next_part_key
-            self._next_part_key += 1
+        self._name(exchange)
         self._held -= half.size
         offset, data, raw = half.take()
         frame = ipc.Frame(
@@ -202,7 +204,34 @@ class FrameMaker:
             success=success,
             reason="" if success else "ended before the handshake was complete",
         )
-        self._output.put(ipc.Frame(ipc.HANDSHAKE, 0, self._summary(facts, ""), message.SerializeToString()))
+        self._output.put(
+            ipc.Frame(ipc.HANDSHAKE, 0, summary_of(facts, None, "", self.masker), message.SerializeToString())
+        )
+
+    def message(self, connection: Connection, message: WebSocketMessage) -> None:
+        """A WebSocket message: to be told from others of its exchange's connection by that one's part key."""
+        if not (self.demand.watchers and self.demand.messages):
+            return
+        exchange = message.exchange
+        if exchange is not None:
+            self._name(exchange)
+        self._output.put(
+            message_frame(
+                connection,
+                message,
+                exchange.part_key if exchange is not None else 0,
+                self.demand,
+                self.masker,
+                self.wall_offset_ns,
+                whole=self._whole_bodies,
+            )
+        )
+
+    def _name(self, exchange: HttpExchange) -> None:
+        """Gives it the key that joins it with what goes out apart from it."""
+        if not exchange.part_key:
+            exchange.part_key = self._next_part_key
+            self._next_part_key += 1
 
     def chunk(
         self, connection: Connection, direction: int, offset: int, data: bytes, size: int, now: int
@@ -231,13 +260,10 @@ class FrameMaker:
             protocol="unknown",
         )
         self._output.put(
-            ipc.Frame(ipc.CHUNK, 0, self._summary(facts, "raw"), message.SerializeToString(), secret)
+            ipc.Frame(
+                ipc.CHUNK, 0, summary_of(facts, None, "raw", self.masker), message.SerializeToString(), secret
+            )
         )
-
-    def _summary(self, facts: ConnectionFacts, protocol: str) -> ipc.Summary:
-        empty = HttpExchange()
-        empty.request = HttpRequest()
-        return summary(facts, empty, protocol, self.masker)
 
 
 def _withheld(half: Half) -> int:

@@ -156,8 +156,8 @@ def test_handshakes_messages_and_chunks(build):
     bad = pb.Handshake(**common, tls=tls, correlation=correlation, reason="certificate\x1b[2J expired")
     assert "handshake failed: certificate\\x1b[2J expired a.example" in renderer().handshake(bad)
 
-    sent = pb.Message(**common, direction="sent", type="text", data=b"hello", wire_size=11)
-    assert renderer().message(sent) == f"12:00:00.000 → ws text 11 B  {who}\n"
+    sent = pb.Message(**common, direction="sent", type="text", data=b"hello", size=5, wire_size=11)
+    assert renderer().message(sent) == f"12:00:00.000 → ws text 5 B  {who}\n"
     assert renderer(bodies=True).message(sent).endswith("\n    hello\n")
 
     received = pb.Chunk(**common, direction="received", protocol="redis", size=3, offset=4096, data=b"\0\1\2")

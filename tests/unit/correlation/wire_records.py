@@ -16,6 +16,7 @@ from spliffd.counters import Region
 from spliffd.kernel import records
 from spliffd.kernel.flows import Flow, Hop
 from spliffd.protocols.messages import HttpExchange
+from spliffd.protocols.websocket import WebSocketMessage
 
 CLIENT, SERVER = 1, 2
 OPENSSL = 1
@@ -35,6 +36,7 @@ class Recorder:
         """Wire hook, attempts, time waited."""
         self.handshakes: list[tuple[int, int, bool]] = []
         self.chunks: list[tuple[int, int, bytes, int]] = []
+        self.messages: list[WebSocketMessage] = []
         self.processes: list[tuple[int, int, int]] = []
         self.bodies: list[tuple[bool, bytes]] | None = None
 
@@ -55,6 +57,9 @@ class Recorder:
         self, connection: Connection, direction: int, offset: int, data: bytes, size: int, now: int
     ) -> None:
         self.chunks.append((direction, offset, data, size))
+
+    def message(self, connection: Connection, message: WebSocketMessage) -> None:
+        self.messages.append(message)
 
     def process(self, pid: int, start_ns: int, exec_id: int, facts: ConnectionFacts) -> None:
         self.processes.append((pid, start_ns, exec_id))
