@@ -7,6 +7,7 @@ venv=$1
 packages=(python3-bpfcc python3-venv libbpf1 curl openssl nginx-light wrk tshark bpftool iproute2 systemd prometheus
     binutils util-linux libseccomp2 wireguard-go wireguard-tools iperf3 nghttp2-client gcc libc6-dev python3-dev
     wget git nodejs gnutls-bin libnss3-tools libwolfssl35 libmbedtls14)
+command -v npm >/dev/null || packages+=(npm) # Node.js from elsewhere than Debian brings its own
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -31,6 +32,8 @@ fi
 [[ -x $venv/bin/python ]] || /usr/bin/python3 -m venv --system-site-packages "$venv"
 echo "installing Python packages into $venv"
 "$venv/bin/pip" install --quiet --disable-pip-version-check -e '.[daemon,dev]' 2> >(grep -v '^WARNING: Location' >&2)
+# What tests start with node; in the same folder, so that removing it removes everything.
+npm install --prefix "$venv/node" --silent --no-audit --no-fund '@grpc/grpc-js@1.14' '@grpc/proto-loader@0.8'
 if ((EUID == 0)) && ! getent passwd spliff >/dev/null; then
     systemd-sysusers "$PWD"/packaging/systemd/spliff.sysusers
 fi
