@@ -165,6 +165,13 @@ static __always_inline void cookie_remove(struct flow *flow, u64 cookie) {
   }
 }
 
+/* Whether the kernel encrypts for this socket: setsockopt(TCP_ULP, "tls") gave it to the protocol of that name.
+ * Others use the same way (mptcp, smc, espintcp). */
+static __always_inline bool has_ktls(u64 sk) {
+  u64 protocol = read_u64(sk, OFF_icsk_ulp_ops);
+  return protocol && read_u32(protocol, OFF_ulp_name) == 0x00736c74; /* "tls", with its end */
+}
+
 struct opening {
   u64 cookie;
   u32 role;
@@ -312,6 +319,8 @@ static __always_inline void state_change(struct sock *sk, u32 before, u32 after,
   if (flow) {
     flow->tcp_sent = read_u64((u64)sk, OFF_tcp_bytes_acked);
     flow->tcp_received = read_u64((u64)sk, OFF_tcp_bytes_received);
+    if (has_ktls((u64)sk)) /* it is kept until the socket is destroyed */
+      flow->ktls = 1;
     /* What was accepted and is closed: that comes from close(2) or exit, so this process held it last. */
     if (!flow->tgid && !(flow->flags & FLOW_SHARED) && (after == TCP_FIN_WAIT1 || after == TCP_LAST_ACK))
       flow->tgid = bpf_get_current_pid_tgid() >> 32;
@@ -369,6 +378,8 @@ int seed_sockets(u64 *ctx) {
   u32 tgid = read_u32(task, OFF_task_tgid);
   struct flow *flow = bpf_map_lookup_elem(MAP_FLOWS, &cookie);
   if (flow) {
+    if (has_ktls((u64)sk))
+      flow->ktls = 1;
     if (flow->flags & FLOW_SHARED)
       return 0;
     if (flow->tgid && flow->tgid != tgid) {
@@ -388,6 +399,7 @@ int seed_sockets(u64 *ctx) {
   if (!flow)
     return 0;
   count(COUNTER_SOCKETS_SEEDED, 1);
+  flow->ktls = has_ktls((u64)sk);
   flow->tcp_sent = read_u64((u64)sk, OFF_tcp_bytes_acked);
   flow->tcp_received = read_u64((u64)sk, OFF_tcp_bytes_received);
   if ((u8)read_u16((u64)sk, OFF_sk_state) == TCP_CLOSE)

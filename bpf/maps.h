@@ -227,7 +227,10 @@ struct flow {
   u8 flags;
   /* 72 */
   u32 tgid; /* 0: not known */
-  u32 state;
+  u8 state;
+  u8 plaintext; /* a probe fired on it: a byte of its own, because two processors may set this and `flags` at once */
+  u8 ktls;      /* the kernel encrypts for it */
+  u8 pad;
   u64 tcp_sent; /* bytes that the peer has acknowledged; of the whole life of the socket */
   u64 tcp_received;
   /* 96: in order of the first packet */

@@ -22,6 +22,8 @@ PROGRAM = "spliffctl"
 COMMANDS = {
     "watch": "Show what this host says over TLS, as it happens.",
     "flows": "List the TCP flows that are open, and the interfaces that see their packets.",
+    "processes": "List the processes that speak TLS, and whether it is seen decrypted.",
+    "why": "Say whether a process's TLS is seen decrypted, why not, and what to do.",
     "interfaces": "List the network interfaces and their packet hooks.",
     "libraries": "List the TLS libraries found and where their probes sit.",
     "stats": "Print the daemon's statistics.",

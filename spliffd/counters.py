@@ -85,6 +85,22 @@ LIBRARIES: tuple[str, ...] = (
 KINDS_OF_PROCESS: tuple[str, ...] = ("supervisor", "worker", "api")
 """The daemon's own processes, of which some work all the time (not the inspector, which comes and goes)."""
 
+REASONS: tuple[str, ...] = (
+    "static",
+    "unknown_library",
+    "unsupported",
+    "attached_late",
+    "ktls",
+    "probe_refused",
+    "probes_silent",
+    "uncovered_namespace",
+    "out_of_scope",
+    "32bit",
+    "unreadable",
+    "not_inspected",
+)
+"""Why a process's TLS is not seen decrypted, or not all of it: see attribution/coverage.py."""
+
 SUPERVISOR: tuple[str, ...] = (
     "worker_restarts",
     "api_restarts",
@@ -103,6 +119,9 @@ SUPERVISOR: tuple[str, ...] = (
     "flows_evicted",
     *(f"map_{kind}_{table}" for kind in ("entries", "capacity") for table in TABLES),
     *(f"{unit}_{kind}" for unit in ("cpu_ms", "rss_kib") for kind in KINDS_OF_PROCESS),
+    "processes_covered",
+    *(f"processes_{covered}_{reason}" for covered in ("partly", "not") for reason in REASONS),
+    "processes_forgotten",
 )
 
 PROTOCOLS: tuple[str, ...] = ("http1", "http2", "grpc", "websocket", "raw")

@@ -135,6 +135,9 @@ class ProcessFacts(msgspec.Struct, array_like=True, tag=True):
     cgroup: str
     unit: str
     container: str
+    comm: str = ""
+    ppid: int = 0
+    uid: int = 0
 
 
 class NewRing(msgspec.Struct, array_like=True, tag=True):
@@ -259,12 +262,18 @@ class Watching(msgspec.Struct, array_like=True, tag=True):
     bodies: bool
 
 
+class Nameless(msgspec.Struct, array_like=True, tag=True):
+    """TLS connections that have ended without a probe naming their socket: (pid, start_ns) and how many."""
+
+    ended: list[tuple[int, int, int]]
+
+
 class Query(msgspec.Struct, array_like=True, tag=True):
     """The api passes on a question that only root can answer.
 
-    ``name`` is the RPC: GetInfo, ListFlows, ListInterfaces, ListLibraries, SetDebug; ``payload`` its
-    serialised request. ``Audit`` is no RPC: its payload is an ``Audited``, and the answer says that the
-    journal has it.
+    ``name`` is the RPC: GetInfo, ListFlows, ListInterfaces, ListLibraries, ListProcesses, SetDebug;
+    ``payload`` its serialised request. ``Audit`` is no RPC: its payload is an ``Audited``, and the answer
+    says that the journal has it.
     """
 
     number: int
@@ -295,7 +304,7 @@ ToChild = (
     | OwnersEntered
     | Answer
 )
-FromChild = Pong | Ready | Failed | WhoIs | EnterOwners | Watching | Query
+FromChild = Pong | Ready | Failed | WhoIs | EnterOwners | Watching | Nameless | Query
 
 encode = msgspec.msgpack.Encoder().encode
 decode_batch = msgspec.msgpack.Decoder(Batch).decode

@@ -4,8 +4,7 @@ Takes the counters of ``spliffd.counters`` (user-space area and the eBPF program
 metric families, and from them the Prometheus text exposition (format 0.0.4) or a flat dictionary.
 Nothing is kept between two calls, so a scrape costs the writers nothing and an idle daemon stays idle.
 
-Rules: no label takes a value from the wire; every series listed here exists from start at 0; a series
-whose truth nobody knows yet (coverage of processes) is left out, not zero.
+Rules: no label takes a value from the wire; every series listed here exists from start at 0.
 The exchange matrix is emitted in full for every library that this build can probe, and for any other
 library as soon as one of its exchanges was counted: all 675 combinations would drown the page.
 """
@@ -300,6 +299,28 @@ def _host(readings: Readings) -> list[Family]:
             "Files with TLS code found, by what became of them.",
             "state",
             [(state, supervisor[f"libraries_{state}"]) for state in ("attached", "refused")],
+        ),
+        Family(
+            "spliff_processes",
+            "gauge",
+            "Processes that speak TLS, by whether it is seen decrypted, and why not.",
+            [
+                Sample("", (("covered", "covered"), ("reason", "")), supervisor["processes_covered"]),
+                *(
+                    Sample(
+                        "",
+                        (("covered", covered), ("reason", reason)),
+                        supervisor[f"processes_{covered}_{reason}"],
+                    )
+                    for covered in ("partly", "not")
+                    for reason in counters.REASONS
+                ),
+            ],
+        ),
+        counter(
+            "spliff_processes_forgotten_total",
+            "Processes that the coverage ledger had no more room for.",
+            supervisor["processes_forgotten"],
         ),
         counter("spliff_execs_total", "Program starts seen.", supervisor["execs_seen"]),
         counter(

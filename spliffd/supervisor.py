@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import grp
 import os
-import pwd
 import signal
 import socket
 import sys
@@ -24,19 +21,20 @@ from pathlib import Path
 
 import msgspec
 
-from spliffd import __version__, config, doctor, ipc, metrics, statistics, systemd
+from spliffd import __version__, config, ipc, metrics, statistics, systemd
 from spliffd.attribution.processes import Processes
 from spliffd.config import Config
 from spliffd.counters import Area
-from spliffd.errors import AlreadyRunningError, FailedError, HostError, UsageError
+from spliffd.errors import FailedError, UsageError
 from spliffd.journal import logger, set_debug
 from spliffd.kernel.maps import PROCESS_RING_BYTES
 from spliffd.kernel.records import PROCESS_RECORD
 from spliffd.kernel.ring import Ring
-from spliffd.stages import health, usage
+from spliffd.stages import health, host, usage
 from spliffd.stages.capture import Kernel, ScopeMaps
 from spliffd.stages.children import Child, let_sleep
 from spliffd.stages.interfaces import Interfaces
+from spliffd.stages.ledger import Ledger
 from spliffd.stages.libraries import Libraries
 from spliffd.stages.occupancy import Occupancy
 from spliffd.stages.owners import Owners
@@ -83,10 +81,10 @@ class Supervisor:
     async def run(self) -> int:
         """Starts, serves until told to stop, drains; returns the exit code."""
         began = time.monotonic()
-        uid, gid, socket_gid = self._accounts()
+        uid, gid, socket_gid = host.accounts(self.config.access)
         scope = ScopeMaps(self.config.scope)
-        self._lock()
-        listener = self._metrics_socket()
+        self._lock_fd = host.lock(self.config.socket)
+        listener = host.metrics_socket(self.config.metrics.listen)
         self.area = Area.create()
         self.processes = Processes()
         loop = asyncio.get_running_loop()
@@ -106,12 +104,24 @@ class Supervisor:
             self.area.supervisor,
             self._tell_workers,
         )
+        self.ledger = Ledger(
+            self.kernel.maps,
+            self.processes,
+            self.libraries.state_of,
+            self.libraries.memory.recall,
+            self.libraries.look_again,
+            scope.admits,
+            self.area.supervisor,
+        )
+        self.kernel.looked = self.ledger.closed
         self._rings = Rings(self.kernel.maps, self.config.capture, self._give_ring)
         self._queries = Queries(
             self.config,
             self.kernel,
             self.libraries,
             self.interfaces,
+            self.ledger,
+            self.processes,
             lambda: [*self.workers, self.api],
             self.health,
         )
@@ -131,60 +141,6 @@ class Supervisor:
         finally:
             await self._take_down()
         return 0
-
-    def _accounts(self) -> tuple[int, int, int]:
-        if os.uname().machine != "x86_64":
-            raise HostError(
-                f"this version runs on x86-64 only, not on {os.uname().machine}",
-                "wait for the ring reader of other processors (spliffd/kernel/ring.py says why)",
-            )
-        if os.geteuid():
-            raise HostError(f"needs root, but runs as user {os.geteuid()}", "start it with sudo")
-        check = doctor.btf(doctor.Host.here().btf)
-        if check.state is doctor.State.MISSING:
-            raise HostError(f"{check.name}: {check.detail}", check.remedy)
-        access = self.config.access
-        check = doctor.account(access.user, access.group)
-        if check.state is doctor.State.MISSING:
-            raise HostError(f"{check.name}: {check.detail}", check.remedy)
-        entry = pwd.getpwnam(access.user)
-        return entry.pw_uid, entry.pw_gid, grp.getgrnam(access.group).gr_gid
-
-    def _lock(self) -> None:
-        """One daemon a socket: the lock goes with the process, however it ends."""
-        path = self.config.socket
-        folder = os.path.dirname(os.path.abspath(path))
-        try:
-            os.makedirs(folder, mode=0o755, exist_ok=True)
-            self._lock_fd = os.open(
-                path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunningError(
-                f"another spliffd serves {path}", "use it (spliffctl status), or give --socket another path"
-            ) from None
-        except OSError as error:
-            raise FailedError(
-                f"{folder}: {error.strerror}", "give --socket a path that root may make"
-            ) from None
-
-    def _metrics_socket(self) -> socket.socket | None:
-        if self.config.metrics.listen == "off":
-            return None
-        host, port = config.parse_address(self.config.metrics.listen, "metrics.listen")
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            listener = socket.create_server((host, port), family=family, backlog=16)
-        except OSError as error:
-            # Python repeats the address behind the reason, in brackets.
-            reason = (error.strerror or str(error)).partition(" (")[0]
-            raise FailedError(
-                f"metrics: {self.config.metrics.listen}: {reason}",
-                "free the port, or set metrics.listen (--metrics ADDR:PORT, or off)",
-            ) from None
-        listener.setblocking(False)
-        return listener
 
     def _start_children(self, uid: int, gid: int, socket_gid: int, listener: socket.socket | None) -> None:
         maps, capture = self.kernel.maps, self.config.capture
@@ -281,6 +237,8 @@ class Supervisor:
             child.send(facts)
         elif isinstance(message, ipc.EnterOwners):
             self._owners.asked(child)
+        elif isinstance(message, ipc.Nameless):
+            self.ledger.nameless(message.ended)
         elif isinstance(message, ipc.Watching):
             if self.config.capture.unwatched == "off":
                 self.kernel.switch(enabled=message.watchers > 0)
@@ -303,7 +261,7 @@ class Supervisor:
                 pid, _, start_ns, _, _, *texts, _ = PROCESS_RECORD.unpack_from(ring.data, at)
                 self.area.supervisor.add("execs_seen")
                 self.processes.remember(pid, start_ns, ring.data[at : at + PROCESS_RECORD.size + sum(texts)])
-                self.libraries.started(pid)
+                self.libraries.started(pid, start_ns)
             ring.release()
         ring.release()
 
@@ -320,7 +278,8 @@ class Supervisor:
             if all(alive):
                 self._notify.watchdog()
             self.area.supervisor.set("flows_evicted", self.kernel.sweep())
-            self.occupancy.look()
+            if self.occupancy.look():
+                self.ledger.refresh()
             usage.look((*self.workers, self.api), self.area.supervisor)
             facts = health.facts(self.area, self.kernel.maps.counters, self.libraries.attached())
             if facts != told:  # adding up all series takes milliseconds, most of what an idle daemon costs

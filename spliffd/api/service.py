@@ -35,10 +35,6 @@ MAX_AUDITED_FILTER = 2048
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-NOT_YET: dict[str, str] = {
-    "ListProcesses": "this version keeps no coverage ledger; ListLibraries says which files are attached",
-}
-
 
 class Service:
     """All RPCs of the contract."""
@@ -75,7 +71,7 @@ class Service:
             "ListInterfaces": _unary(self._passed_on("ListInterfaces"), pb.ListInterfacesRequest),
             "SetDebug": _unary(self._passed_on("SetDebug"), pb.SetDebugRequest),
             "ListFlows": _unary(self._passed_on("ListFlows"), pb.ListFlowsRequest),
-            "ListProcesses": _unary(self._not_yet("ListProcesses"), pb.ListProcessesRequest),
+            "ListProcesses": _unary(self._passed_on("ListProcesses"), pb.ListProcessesRequest),
         }
         return grpc.method_handlers_generic_handler(NAME, methods)
 
@@ -165,12 +161,6 @@ class Service:
             return await self._ask(name, request, context)
 
         return ask
-
-    def _not_yet(self, name: str) -> Callable[[Message, Context], Awaitable[bytes]]:
-        async def refuse(_request: Message, context: Context) -> bytes:
-            return await _abort(context, grpc.StatusCode.UNIMPLEMENTED, f"{name}: {NOT_YET[name]}")
-
-        return refuse
 
     async def _ask(self, name: str, request: Message, context: Context) -> bytes:
         try:

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from spliffd.ipc import ProcessFacts
 from spliffd.kernel.records import unpack_exec
 
-_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 CMDLINE_BYTES = 4096
 """Longer command lines (Java) are cut: it identifies the process, it is not evidence."""
@@ -26,6 +26,12 @@ CMDLINE_BYTES = 4096
 REMEMBERED_BYTES = 2 << 20
 """Exec records kept for processes that end before a worker asks: 4,096 of usual size (512 bytes, with what
 Python adds). The oldest go first; a process that lives is read from /proc anyway."""
+
+COMM_CHARACTERS = 15
+"""What the kernel keeps of a program's name (TASK_COMM_LEN)."""
+
+STARTS = 4096
+"""Pids whose latest start is remembered: as many as records of usual size."""
 
 RECORD_OVERHEAD = 256
 """Memory of a remembered record beyond its text."""
@@ -41,6 +47,7 @@ class Processes:
         self._proc = proc
         self._records: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._held = 0
+        self._starts: OrderedDict[int, int] = OrderedDict()
 
     def remember(self, pid: int, start_ns: int, record: bytes) -> None:
         """Keeps a process_record (bpf/events.h), in case the process is gone when somebody asks."""
@@ -51,6 +58,10 @@ class Processes:
         self._held += len(record) + RECORD_OVERHEAD
         while self._held > REMEMBERED_BYTES:
             self._held -= len(self._records.popitem(last=False)[1]) + RECORD_OVERHEAD
+        self._starts[pid] = start_ns
+        self._starts.move_to_end(pid)
+        while len(self._starts) > STARTS:
+            self._starts.popitem(last=False)
 
     def facts(self, pid: int, start_ns: int) -> tuple[ProcessFacts, bool]:
         """Facts of the process, and whether any could be had.
@@ -67,15 +78,36 @@ class Processes:
             return ProcessFacts(pid, start_ns, "", "", "", "", "", ""), False
         return found, True
 
+    def start_of(self, pid: int) -> int:
+        """When the process that has this pid now started, ns since boot to the tick; 0 when there is none."""
+        try:
+            with open(f"{self._proc}/{pid}/stat", "rb") as file:
+                return start_ticks(file.read()) * TICK_NS
+        except (OSError, ValueError, IndexError):
+            return 0
+
+    def holder(self, pid: int, when_ns: int) -> int:
+        """Start time of the process that had this pid at a time (ns since boot); 0 when that is not known."""
+        start = self.start_of(pid)
+        if start and start <= when_ns + TICK_NS:
+            return self.exact(pid, start)
+        start = self._starts.get(pid, 0)
+        return start if start <= when_ns + TICK_NS else 0
+
+    def exact(self, pid: int, start_ns: int) -> int:
+        """A start time of /proc as the kernel's events told it, where they did: to the nanosecond."""
+        known = self._starts.get(pid, 0)
+        return known if abs(known - start_ns) <= TICK_NS else start_ns
+
     def _read(self, pid: int, start_ns: int) -> ProcessFacts | None:
         folder = f"{self._proc}/{pid}"
         try:
             with open(f"{folder}/stat", "rb") as file:
                 stat = file.read()
-            # Field 22, counted from behind the command name, which may hold anything.
-            ticks = int(stat[stat.rindex(b")") + 2 :].split()[19])
-            if abs(ticks * _TICK_NS - start_ns) > _TICK_NS:
+            if abs(start_ticks(stat) * TICK_NS - start_ns) > TICK_NS:
                 return None
+            name, _, rest = stat.partition(b"(")[2].rpartition(b")")
+            ppid = int(rest.split()[1])
             with open(f"{folder}/cmdline", "rb") as file:
                 raw = file.read(CMDLINE_BYTES)
             with open(f"{folder}/cgroup", "rb") as file:
@@ -87,7 +119,15 @@ class Processes:
             exe = os.readlink(f"{folder}/exe").removesuffix(" (deleted)")
         except OSError:
             exe = ""
-        return ProcessFacts(pid, start_ns, exe, command(raw), user_name(uid), cgroup, *owners(cgroup))
+        return ProcessFacts(
+            pid, start_ns, exe, command(raw), user_name(uid), cgroup, *owners(cgroup),
+            name.decode(errors="replace"), ppid, uid,
+        )  # fmt: skip
+
+
+def start_ticks(stat: bytes) -> int:
+    """Field 22 of /proc/PID/stat, counted from behind the command name, which may hold anything."""
+    return int(stat[stat.rindex(b")") + 2 :].split()[19])
 
 
 def _recalled(pid: int, start_ns: int, record: bytes, zombie: ProcessFacts | None) -> ProcessFacts:
@@ -96,8 +136,9 @@ def _recalled(pid: int, start_ns: int, record: bytes, zombie: ProcessFacts | Non
     if cgroup == "/" and zombie is not None:
         cgroup = zombie.cgroup  # of a version 1 hierarchy, which the kernel's record does not tell
     return ProcessFacts(
-        pid, start_ns, then.exe, command(then.cmdline), user_name(then.uid), cgroup, *owners(cgroup)
-    )
+        pid, start_ns, then.exe, command(then.cmdline), user_name(then.uid), cgroup, *owners(cgroup),
+        os.path.basename(then.exe)[:COMM_CHARACTERS], then.ppid, then.uid,
+    )  # fmt: skip
 
 
 def command(raw: bytes) -> str:

@@ -95,6 +95,8 @@ class Engine:
         self._join = Join(counters, kernel, self._claim)
         self.waiting = self._join.queue
         """The exchanges that wait for their flow; for looking only."""
+        self.nameless: dict[tuple[int, int], int] = {}
+        """Connections that ended without a probe naming their socket, by process: for the coverage ledger."""
         self._done: list[Finished] = []
         self._messages: list[tuple[Connection, WebSocketMessage]] = []
         self._room = Room()
@@ -379,4 +381,6 @@ class Engine:
             keys.discard(connection.key)
             if not keys:
                 del self._processes[connection.process]
+        if not connection.method and connection.last_ns:
+            self.nameless[connection.process] = self.nameless.get(connection.process, 0) + 1
         self._counters.add("connections_closed")

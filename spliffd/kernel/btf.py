@@ -42,6 +42,8 @@ OFFSETS: dict[str, tuple[str, ...]] = {
     "sk_state": ("sock_common", "skc_state"),
     "sk_uid": ("sock", "sk_uid"),
     "sk_cgroup": ("sock", "sk_cgrp_data"),  # its first member is the pointer
+    "icsk_ulp_ops": ("inet_connection_sock", "icsk_ulp_ops"),
+    "ulp_name": ("tcp_ulp_ops", "name"),
     "tcp_bytes_acked": ("tcp_sock", "bytes_acked"),
     "tcp_bytes_received": ("tcp_sock", "bytes_received"),
     "task_cgroups": ("task_struct", "cgroups"),

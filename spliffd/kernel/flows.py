@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from spliffd.kernel import bpf
@@ -31,7 +32,7 @@ CONNECTING, ESTABLISHED, CLOSED = range(3)
 LINGER_NS = 10_000_000_000
 """How long a closed connection stays: the retry queue gives up after 50 ms, a busy worker after seconds."""
 
-_FLOW = struct.Struct("=QQQQ16s16sHHBBBBIIQQ")
+_FLOW = struct.Struct("=QQQQ16s16sHHBBBBIBBBxQQ")
 _HOP = struct.Struct("=IIQQQQQ")
 _USED_AT = 70
 _HOPS_AT = 96
@@ -82,6 +83,10 @@ class Flow(NamedTuple):
     tcp_sent: int
     """Bytes of the socket's whole life that the peer has acknowledged, as of the last change of state."""
     tcp_received: int
+    plaintext: bool = False
+    """Whether a probe fired on it: some of what it carries is seen decrypted."""
+    ktls: bool = False
+    """Whether the kernel encrypts for it (setsockopt TCP_ULP "tls"), as of the last look, or its end."""
 
     @property
     def wire(self) -> str:
@@ -119,11 +124,11 @@ def unpack_flow(data: bytes) -> Flow:
     """Decodes a struct flow; any FLOW_SIZE bytes give a result, fewer raise struct.error."""
     (
         first, last, closed, netns, local, remote, local_port, remote_port, family, role, used, flags,
-        tgid, state, sent, received,
+        tgid, state, plaintext, ktls, sent, received,
     ) = _FLOW.unpack_from(data)  # fmt: skip
     return Flow(
         first, last, closed, netns, local, remote, local_port, remote_port, family, role,
-        unpack_hops(data, used), flags, tgid, state, sent, received,
+        unpack_hops(data, used), flags, tgid, state, sent, received, bool(plaintext), bool(ktls),
     )  # fmt: skip
 
 
@@ -153,16 +158,22 @@ class Swept(NamedTuple):
     """Those that had to give way to others because the map was full, in all."""
 
 
+Looked = Callable[[Sequence[tuple[int, Flow]], Collection[int]], None]
+
+
 class Sweeper:
     """Removes what closed over LINGER_NS ago, and finds out what the kernel evicted.
+
+    ``looked`` is told of all flows by cookie, and of the cookies that are removed now.
 
     Costs nothing while nothing closes: the map is read only when the kernel's counters say that something
     closed, or that it may have filled up.
     """
 
-    def __init__(self, fd: int, room: int) -> None:
+    def __init__(self, fd: int, room: int, looked: Looked = lambda _flows, _over: None) -> None:
         self._fd = fd
         self._room = room
+        self._looked = looked
         self._seen = (0, 0)
         self._waiting = False
         self._swept = Swept(0, 0)
@@ -176,16 +187,13 @@ class Sweeper:
         if closed == self._seen[1] and not self._waiting and not filled:
             return self._swept
         self._seen = (made, closed)
-        self._waiting = False
-        removed, present = self._swept.removed, 0
-        for cookie, flow in read_flows(self._fd):
-            present += 1
-            if flow.closed_ns and now_ns - flow.closed_ns > LINGER_NS:
-                bpf.map_delete(self._fd, cookie.to_bytes(KEY_SIZE, "little"))
-                removed += 1
-                present -= 1
-            elif flow.closed_ns:
-                self._waiting = True
+        flows = read_flows(self._fd)
+        over = {cookie for cookie, flow in flows if flow.closed_ns and now_ns - flow.closed_ns > LINGER_NS}
+        self._looked(flows, over)
+        for cookie in over:
+            bpf.map_delete(self._fd, cookie.to_bytes(KEY_SIZE, "little"))
+        removed, present = self._swept.removed + len(over), len(flows) - len(over)
+        self._waiting = any(flow.closed_ns for cookie, flow in flows if cookie not in over)
         # Those made since the counter was read hide as many evictions until the next time.
         evicted = max(self._swept.evicted, made - removed - present)
         self._swept = Swept(removed, evicted)

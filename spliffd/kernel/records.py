@@ -65,6 +65,7 @@ PROCESS_PATH_CUT = 1
 class Exec(msgspec.Struct, gc=False):
     """A process_record's text: what the process was when it was started."""
 
+    ppid: int
     uid: int
     exe: str
     cgroup: str
@@ -73,10 +74,11 @@ class Exec(msgspec.Struct, gc=False):
 
 def unpack_exec(record: bytes) -> Exec:
     """Decodes a whole process_record; text that was cut begins with "..."."""
-    _, _, _, _, uid, exe, cgroup, cmdline, flags = PROCESS_RECORD.unpack_from(record)
+    _, ppid, _, _, uid, exe, cgroup, cmdline, flags = PROCESS_RECORD.unpack_from(record)
     at = PROCESS_RECORD.size
     cut = "..." if flags & PROCESS_PATH_CUT else ""
     return Exec(
+        ppid,
         uid,
         _path(record[at : at + exe], cut),
         _path(record[at + exe : at + exe + cgroup], cut) or "/",

@@ -1540,14 +1540,24 @@ class ProcessCoverage(_message.Message):
     LIBRARIES_FIELD_NUMBER: _builtins.int
     TLS_FLOWS_FIELD_NUMBER: _builtins.int
     CAPTURED_CONNECTIONS_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
     covered: _builtins.str
-    """covered, partly or not."""
+    """covered, partly or not; empty for a process that was asked for and has spoken no TLS yet."""
     reason: _builtins.str
-    """Why not: static, unknown_library, attached_late, ktls, probe_refused, ..."""
+    """Why not: static, unknown_library, unsupported, attached_late, ktls, probe_refused, probes_silent,
+    uncovered_namespace, out_of_scope, 32bit, unreadable, not_inspected.
+    """
     tls_flows: _builtins.int
     """TLS flows seen on the wire."""
     captured_connections: _builtins.int
     """TLS connections whose plaintext was seen."""
+    ended: _builtins.bool
+    """Whether it has ended; those that were not covered are kept for an hour."""
+    detail: _builtins.str
+    """The reason in words, with the file that it is about."""
     @_builtins.property
     def process(self) -> Global___Process:
         """The process."""
@@ -1555,6 +1565,14 @@ class ProcessCoverage(_message.Message):
     @_builtins.property
     def libraries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Libraries that its probes sit in."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___Library]:
+        """Its files that hold TLS code, or may; without probe sites."""
+
+    @_builtins.property
+    def missed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Connection]:
+        """Some of the TLS connections whose plaintext was not seen."""
 
     def __init__(
         self,
@@ -1565,10 +1583,14 @@ class ProcessCoverage(_message.Message):
         libraries: _abc.Iterable[_builtins.str] | None = ...,
         tls_flows: _builtins.int = ...,
         captured_connections: _builtins.int = ...,
+        ended: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+        files: _abc.Iterable[Global___Library] | None = ...,
+        missed: _abc.Iterable[Global___Connection] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["process", b"process"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_connections", b"captured_connections", "covered", b"covered", "libraries", b"libraries", "process", b"process", "reason", b"reason", "tls_flows", b"tls_flows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_connections", b"captured_connections", "covered", b"covered", "detail", b"detail", "ended", b"ended", "files", b"files", "libraries", b"libraries", "missed", b"missed", "process", b"process", "reason", b"reason", "tls_flows", b"tls_flows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1634,7 +1656,7 @@ class Library(_message.Message):
     library: _builtins.str
     """openssl, gnutls, nss, go, ..."""
     state: _builtins.str
-    """attached, refused, skipped."""
+    """attached, refused, skipped; in the coverage ledger also out_of_scope and unread (not inspected yet)."""
     reason: _builtins.str
     """Why it is not attached."""
     build_id: _builtins.str

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pwd
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -22,9 +22,10 @@ from spliffd.journal import logger
 from spliffd.kernel import cache, links, runs
 from spliffd.kernel import compile as compiler
 from spliffd.kernel.features import UPROBES
-from spliffd.kernel.flows import Sweeper
+from spliffd.kernel.flows import Flow, Looked, Sweeper
 from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import FLOWS, MAX_UIDS, SCOPE_SLOTS, Maps
+from spliffd.targets import discovery
 
 log = logger("capture")
 
@@ -80,8 +81,19 @@ class ScopeMaps:
         self.excluded_users = [user_id(name) for name in scope.exclude_users]
         if len(self.users) + len(self.excluded_users) > MAX_UIDS:
             raise UsageError(f"scope: more than {MAX_UIDS} users", "scope by cgroup instead")
+        self._scope = scope
         self.cgroups = [open_cgroup(path) for path in scope.cgroups]
         self.excluded = [open_cgroup(path) for path in scope.exclude_cgroups]
+
+    def admits(self, pid: int) -> bool:
+        """Whether a process is in the scope's cgroups and users; False when it is gone."""
+        try:
+            uid = os.stat(f"/proc/{pid}").st_uid
+        except OSError:
+            return False
+        if uid in self.excluded_users or (self.users and uid not in self.users):
+            return False
+        return pid in discovery.pids_in_scope(self._scope.cgroups, self._scope.exclude_cgroups)
 
 
 class Kernel:
@@ -107,7 +119,9 @@ class Kernel:
                 "the kernel refuses to make eBPF maps", "run as root; `spliffd doctor` says what is missing"
             ) from None
         self._note("attach", "ok", UPROBES[self.programs.uprobe_multi])
-        self._sweeper = Sweeper(self.maps.fd["flows"], FLOWS)
+        self._sweeper = Sweeper(self.maps.fd["flows"], FLOWS, self._swept)
+        self.looked: Looked = lambda _flows, _over: None
+        """Told of all flows before those that are over are removed."""
         self._attached: list[links.Attached] = []
         self._sock_ops_attached = False
         self._write_scope(enabled=False)
@@ -186,6 +200,9 @@ class Kernel:
     def _seed(self) -> str:
         self.enter_owners()
         return f"{self.maps.counters.get('sockets_seeded')} seeded from the descriptors of all processes"
+
+    def _swept(self, flows: Sequence[tuple[int, Flow]], over: Collection[int]) -> None:
+        self.looked(flows, over)
 
     def sweep(self) -> int:
         """Removes flows that closed a while ago; returns how many the kernel has evicted for want of room."""

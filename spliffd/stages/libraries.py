@@ -14,14 +14,19 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import time
+from collections import OrderedDict
+from typing import Any
 
 import msgspec
 
+from spliffd.attribution.coverage import TlsFile
 from spliffd.config import Config
 from spliffd.counters import LIBRARIES, Region
 from spliffd.journal import logger
 from spliffd.kernel.links import Attached, Probe
 from spliffd.stages.capture import Kernel
+from spliffd.stages.mapped import MappedFile, Memory
 from spliffd.targets import discovery
 from spliffd.targets.client import Inspector
 from spliffd.targets.sites import Inspection, Site
@@ -40,6 +45,10 @@ MAX_FILES = 4096
 """Files kept in the list; a host has some dozens of TLS libraries and a few hundred large programs."""
 
 
+MAX_IDENTITIES = 16384
+"""Mapped files known by their numbers: one that is forgotten is opened again, and known by its content."""
+
+
 class Probed(msgspec.Struct):
     """A file that was looked at, and what came of it."""
 
@@ -49,6 +58,8 @@ class Probed(msgspec.Struct):
     inspection: Inspection
     attached: Attached | None
     error: str = ""
+    attached_ns: int = 0
+    """Ktime since when its probes are in place."""
 
 
 class Libraries:
@@ -61,11 +72,14 @@ class Libraries:
         self._counters = counters
         self._lock = asyncio.Lock()
         self.files: dict[tuple[int, int, int, int], Probed] = {}
-        self._seen: set[tuple[int, int]] = set()
-        """(device, inode) as in /proc/PID/maps of files that were handled: skipped without opening."""
+        self._seen: OrderedDict[tuple[int, int], Probed] = OrderedDict()
+        """By (device, inode) as in /proc/PID/maps, files that were handled: skipped without opening."""
+        self._unopened: OrderedDict[tuple[int, int], str] = OrderedDict()
+        """Those that could not be opened, and why: tried again with each look."""
+        self.memory = Memory()
         self._by_content: dict[bytes, Inspection] = {}
         self._rest: asyncio.Task[None] | None = None
-        self._due: dict[int, list[int]] = {look: [] for look in range(len(LOOK_AFTER_SECONDS))}
+        self._due: dict[int, list[tuple[int, int]]] = {look: [] for look in range(len(LOOK_AFTER_SECONDS))}
 
     async def scan(self) -> None:
         """All processes in scope, and the standard library folders.
@@ -90,21 +104,34 @@ class Libraries:
         rest = [candidate for candidate in candidates if not discovery.is_likely(candidate)]
         self._rest = asyncio.get_running_loop().create_task(self._handle_all(rest))
 
-    def started(self, pid: int) -> None:
+    def started(self, pid: int, start_ns: int) -> None:
         """A process has exec'd: look at it soon, together with others that start about now."""
         loop = asyncio.get_running_loop()
         for look, delay in enumerate(LOOK_AFTER_SECONDS):
             due = self._due[look]
             if not due:
                 loop.call_later(delay, self._look, look)
-            due.append(pid)
+            due.append((pid, start_ns))
 
     def _look(self, look: int) -> None:
-        pids, self._due[look] = self._due[look], []
+        due, self._due[look] = self._due[look], []
+        looks = []
+        for pid, start_ns in due:
+            if (seen := discovery.look(pid)) is not None:
+                self.memory.keep(seen, start_ns)
+                looks.append(seen)
+        self._handle_fresh(looks)
+
+    def look_again(self, look: discovery.Look, start_ns: int) -> None:
+        """A process speaks TLS that no probe sees: what it maps now may be new."""
+        self.memory.keep(look, start_ns)
+        self._handle_fresh([look])
+
+    def _handle_fresh(self, looks: list[discovery.Look]) -> None:
         scope = self._config.scope
         fresh = [
             candidate
-            for candidate in discovery.scan(pids, scope.paths, scope.exclude_paths)
+            for candidate in discovery.merge(looks, scope.paths, scope.exclude_paths)
             if (candidate.device, candidate.inode) not in self._seen
         ]
         if fresh:
@@ -123,13 +150,17 @@ class Libraries:
                 fd = discovery.open_file(candidate)
             except OSError as error:
                 log.debug("gone", path=candidate.path, error=str(error))
+                self._unopened[identity] = error.strerror or str(error)
+                _bound(self._unopened)
                 return
             try:
                 key = discovery.attach_key(fd)
-                self._seen.add(identity)
                 if key not in self.files:
                     self._forget_oldest()
                     self.files[key] = await self._probe(candidate, fd)
+                self._seen[identity] = self.files[key]
+                self._unopened.pop(identity, None)
+                _bound(self._seen)
             finally:
                 os.close(fd)
 
@@ -166,6 +197,7 @@ class Libraries:
             self._counters.add("libraries_refused")
             log.warning("probe refused", path=candidate.path, error=str(error))
             return probed
+        probed.attached_ns = time.monotonic_ns()
         self._counters.add("libraries_attached")
         self._counters.add(f"probes_{inspection.library}", len(probes))
         log.info(
@@ -183,6 +215,32 @@ class Libraries:
             else:
                 return  # all are attached: the host really has that many
 
+    def state_of(self, file: MappedFile) -> TlsFile:
+        """What became of a file that a process maps."""
+        scope = self._config.scope
+        named = file.executable or discovery.is_library_name(file.path)
+        if not discovery.in_scope(file.path, scope.paths, scope.exclude_paths):
+            return TlsFile(file.path, "", "out_of_scope", named=discovery.is_library_name(file.path))
+        identity = (file.device, file.inode)
+        probed = self._seen.get(identity)
+        if probed is None:
+            if identity in self._unopened:
+                why = f"cannot be opened: {self._unopened[identity]}"
+                return TlsFile(file.path, "", "refused", "unreadable", why, named=named)
+            return TlsFile(file.path, "", "unread", named=named)
+        found = probed.inspection
+        if probed.attached:
+            since = probed.attached_ns
+            return TlsFile(file.path, found.library, "attached", attached_ns=since, named=True)
+        if probed.error:
+            return TlsFile(file.path, found.library, "refused", "probe_refused", probed.error, named=True)
+        if found.state == "skipped":
+            return TlsFile(file.path, "", "skipped", detail=found.reason, named=named)
+        cause = found.cause or "unsupported"
+        return TlsFile(
+            file.path, found.library, "refused", cause, found.reason, named=named or bool(found.library)
+        )
+
     def attached(self) -> int:
         """Files that are probed."""
         return sum(1 for probed in self.files.values() if probed.attached)
@@ -194,6 +252,11 @@ class Libraries:
         for probed in self.files.values():
             if probed.attached:
                 probed.attached.close()
+
+
+def _bound(table: OrderedDict[tuple[int, int], Any]) -> None:
+    while len(table) > MAX_IDENTITIES:
+        table.popitem(last=False)
 
 
 def content_digest(fd: int) -> bytes:

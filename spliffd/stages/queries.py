@@ -1,4 +1,4 @@
-"""Answers what only the supervisor knows: GetInfo, ListFlows, ListInterfaces, ListLibraries, SetDebug.
+"""Answers what only the supervisor knows: GetInfo, and the lists, and SetDebug.
 
 Takes the api's Query (a serialised request), returns an Answer (a serialised response); writes to the
 journal who asked for secrets. Requests come
@@ -19,14 +19,16 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from spliffd import __version__, ipc
+from spliffd.attribution.processes import Processes
 from spliffd.config import Config, Scope
 from spliffd.journal import logger, set_debug
 from spliffd.kernel.flows import read_flows
 from spliffd.pb import spliff_pb2
-from spliffd.stages import flow_list
+from spliffd.stages import flow_list, process_list
 from spliffd.stages.capture import Kernel
 from spliffd.stages.children import Child
 from spliffd.stages.interfaces import Entry, Interfaces
+from spliffd.stages.ledger import Ledger
 from spliffd.stages.libraries import Libraries, Probed
 
 log = logger("access")
@@ -41,6 +43,8 @@ class Queries:
         kernel: Kernel,
         libraries: Libraries,
         interfaces: Interfaces,
+        ledger: Ledger,
+        processes: Processes,
         children: Callable[[], list[Child]],
         health: Callable[[], str],
     ) -> None:
@@ -48,6 +52,8 @@ class Queries:
         self._kernel = kernel
         self._found = libraries
         self._hooked = interfaces
+        self._ledger = ledger
+        self._known = processes
         self._children = children
         self._health = health
         self._debug = config.debug
@@ -61,6 +67,7 @@ class Queries:
             "ListFlows": self._flows,
             "ListInterfaces": self._interfaces,
             "ListLibraries": self._libraries,
+            "ListProcesses": self._processes,
             "SetDebug": self._set_debug,
         }
         find = answers.get(query.name)
@@ -107,6 +114,14 @@ class Queries:
         return spliff_pb2.ListLibrariesResponse(
             libraries=[library(probed) for probed in files]
         ).SerializeToString()
+
+    def _processes(self, payload: bytes) -> bytes:
+        wanted = frozenset(spliff_pb2.ListProcessesRequest.FromString(payload).pids)
+        with contextlib.suppress(OSError):  # who accepted what is not known, then
+            self._kernel.enter_owners()
+        return process_list.response(
+            self._ledger.entries(wanted), lambda pid, start_ns: self._known.facts(pid, start_ns)[0]
+        )
 
     def _interfaces(self, _payload: bytes) -> bytes:
         return spliff_pb2.ListInterfacesResponse(

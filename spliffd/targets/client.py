@@ -99,7 +99,7 @@ class Inspector:
                 answer = await self._ask_patiently(fd, path, relocate, status.st_size)
             except _NotStartedError as error:
                 self._failed(path, f"the inspector does not start: {error}")
-                return Inspection("refused", reason=self.failures[-1])
+                return Inspection("refused", reason=self.failures[-1], cause="unreadable")
             except BaseException:
                 # Cancelled: an answer still to come must not be taken for the next one.
                 self._stop()
@@ -129,7 +129,7 @@ class Inspector:
                 self.crashes += 1
                 reason = f"the inspector's answer makes no sense: {problem}"
             self._failed(path, reason)
-        return Inspection("refused", reason=reason)
+        return Inspection("refused", reason=reason, cause="unreadable")
 
     def _failed(self, path: str, reason: str) -> None:
         self._stop()

@@ -45,6 +45,7 @@ LIBRARY_FOLDERS = ("/usr/lib*", "/usr/lib/*-linux-*", "/usr/local/lib*", "/usr/l
 _MAPS_LINE = re.compile(
     r"^([0-9a-f]+-[0-9a-f]+) ..x. [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) ([1-9][0-9]*) +(/.*)$", re.MULTILINE
 )
+_STACK = re.compile(r"^[0-9a-f]+-([0-9a-f]+) .* \[stack\]$", re.MULTILINE)
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _DELETED = " (deleted)"
 
@@ -71,6 +72,16 @@ class Candidate(msgspec.Struct):
     """Whether it is somebody's main program rather than a library."""
     mappings: list[Mapping]
     """Who maps it; empty for a library that nobody uses yet."""
+
+
+class Look(msgspec.Struct):
+    """What one process maps."""
+
+    pid: int
+    candidates: list[Candidate]
+    """Large main programs, and libraries that may hold TLS code."""
+    bits32: bool
+    """Whether it is a 32-bit process: its stack lies below 4 GiB."""
 
 
 def in_scope(path: str, paths: Collection[str], exclude_paths: Collection[str]) -> bool:
@@ -123,9 +134,16 @@ def scan(
     pids: Iterable[int], paths: Collection[str] = (), exclude_paths: Collection[str] = ()
 ) -> Iterator[Candidate]:
     """The candidate files of ``pids``, each once, whoever maps it, and only those that are in scope."""
+    return merge(filter(None, map(look, pids)), paths, exclude_paths)
+
+
+def merge(
+    looks: Iterable[Look], paths: Collection[str] = (), exclude_paths: Collection[str] = ()
+) -> Iterator[Candidate]:
+    """The candidate files of several processes, each once and likely ones first, those in scope."""
     found: dict[tuple[int, int], Candidate] = {}
-    for pid in pids:
-        for candidate in _scan_process(pid):
+    for one in looks:
+        for candidate in one.candidates:
             known = found.get((candidate.device, candidate.inode))
             if known is not None:
                 known.mappings += candidate.mappings
@@ -144,13 +162,14 @@ def _length(span: str) -> int:
     return int(end, 16) - int(start, 16)
 
 
-def _scan_process(pid: int) -> list[Candidate]:
+def look(pid: int) -> Look | None:
+    """What a process maps now, in scope or not; None when it is gone, or a kernel thread."""
     try:
         with open(f"/proc/{pid}/maps", "rb") as file:
             text = os.fsdecode(file.read(MAX_MAPS))
         main = os.readlink(f"/proc/{pid}/exe")
     except OSError:
-        return []  # gone, a kernel thread, or not ours to look at
+        return None
     found: dict[tuple[int, int], Candidate] = {}
     for span, major, minor, inode, name in _MAPS_LINE.findall(text):
         identity = (os.makedev(int(major, 16), int(minor, 16)), int(inode))
@@ -165,7 +184,8 @@ def _scan_process(pid: int) -> list[Candidate]:
         if executable or is_library_name(path) or _length(span) >= MIN_CODE:
             mapping = [Mapping(pid, span)]
             found[identity] = Candidate(*identity, path, path != name, executable, mapping)
-    return list(found.values())
+    stack = _STACK.search(text)
+    return Look(pid, list(found.values()), stack is not None and int(stack[1], 16) <= 1 << 32)
 
 
 def is_library_name(path: str) -> bool:

@@ -60,6 +60,10 @@ class UnreadableError(Exception):
     """The file cannot be used; the text says why."""
 
 
+class NarrowError(UnreadableError):
+    """It is for 32-bit programs."""
+
+
 class Function(NamedTuple):
     """One function symbol: its address and size in bytes (0 where the file does not say)."""
 
@@ -138,7 +142,7 @@ class Image:
         if identity[:4] != b"\x7fELF":
             raise UnreadableError("not an ELF file")
         if identity[4] != 2:
-            raise UnreadableError("32-bit programs are not supported")
+            raise NarrowError("32-bit programs are not supported")
         if identity[5] != 1 or machine not in _MACHINES:
             raise UnreadableError(f"machine {machine} is not supported (x86-64 and aarch64 are)")
         if kind not in (2, 3):

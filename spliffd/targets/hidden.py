@@ -28,5 +28,5 @@ def inspect(image: Image) -> Inspection | None:
     for library, name, trace in _TRACES:
         if image.find_text(trace):
             reason = f"holds {name}, but no symbols of its functions (linked in and hidden, or stripped)"
-            return Inspection("refused", library, build_id=image.build_id, reason=reason)
+            return Inspection("refused", library, build_id=image.build_id, reason=reason, cause="static")
     return None

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from spliffd import privileges, seccomp
 from spliffd.targets import recognise
-from spliffd.targets.elf import MAX_FILE, Image, UnreadableError
+from spliffd.targets.elf import MAX_FILE, Image, NarrowError, UnreadableError
 from spliffd.targets.sites import MAX_ANSWER, READY, Inspection, Request, decode_request, encode_inspection
 
 IDLE_SECONDS = 20.0
@@ -52,9 +52,16 @@ def inspect_fd(fd: int, relocate: bool) -> Inspection:
         with Image(fd) as image:
             return recognise.inspect(image, relocate)
     except UnreadableError as error:
-        return Inspection("refused", reason=str(error))
+        cause = "32bit" if isinstance(error, NarrowError) else "unreadable"
+        return Inspection("refused", reason=str(error), cause=cause)
     except Exception as error:  # a hostile file may find a way that the bounds do not close
-        return Inspection("refused", reason=f"cannot be inspected: {type(error).__name__}")
+        return Inspection(
+            "refused", reason=f"cannot be inspected: {type(error).__name__}", cause="unreadable"
+        )
+
+
+def _unreadable(reason: str) -> Inspection:
+    return Inspection("refused", reason=reason, cause="unreadable")
 
 
 def _child(request: Request, fd: int, answer: int, link: socket.socket) -> NoReturn:
@@ -85,9 +92,13 @@ def _answer(data: bytes, fds: list[int], link: socket.socket) -> bytes:
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
-        return encode_inspection(Inspection("refused", reason=f"reading it ended with {name}"))
+        return encode_inspection(
+            Inspection("refused", reason=f"reading it ended with {name}", cause="unreadable")
+        )
     if status != 0 or not 0 < len(answer) <= MAX_ANSWER:
-        return encode_inspection(Inspection("refused", reason="reading it ended without an answer"))
+        return encode_inspection(
+            Inspection("refused", reason="reading it ended without an answer", cause="unreadable")
+        )
     return answer
 
 

@@ -69,6 +69,8 @@ class Inspection(msgspec.Struct, frozen=True, array_like=True):
     sites: list[Site] = []
     reason: str = ""
     """Why it is skipped or refused, or why a cheaper placement was not proved; "" otherwise."""
+    cause: str = ""
+    """Of a refusal, in a word for the coverage ledger: "static", "32bit", "unreadable"; "" is unsupported."""
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
@@ -85,7 +87,8 @@ def check(inspection: Inspection, size: int) -> str:
         return f"{len(sites)} probe sites, at most {MAX_SITES} make sense"
     if (inspection.state == "attach") != bool(sites):
         return f"state {inspection.state} with {len(sites)} probe sites"
-    texts = [inspection.library, inspection.version, inspection.build_id, inspection.reason]
+    texts = [inspection.library, inspection.version, inspection.build_id]
+    texts += [inspection.reason, inspection.cause]
     texts += [text for site in sites for text in (site.symbol, site.proof)]
     if any(len(text) > MAX_TEXT for text in texts):
         return f"a text of more than {MAX_TEXT} characters"

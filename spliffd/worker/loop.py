@@ -13,6 +13,7 @@ reads the flag, and poll() looks at the ring after the flag is set.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -148,6 +149,7 @@ class Loop:
                         self._links(self._rest_poll.poll(0))
                         self._clock()
                         self._tell_losses()
+                        self._tell_nameless()
                     empty = 0
                     continue
                 empty = 0
@@ -159,6 +161,7 @@ class Loop:
                 empty += 1
                 self._find_ended()
             self._tell_losses()
+            self._tell_nameless()
             if waiting.busy:
                 engine.retry(time.monotonic_ns())
             if output.pending():
@@ -332,6 +335,16 @@ class Loop:
             self._control.send(ipc.encode(ipc.Watching(demand.watchers, bodies=demand.bodies)))
         except BlockingIOError:
             self._output.acknowledge()  # the supervisor is busy: capture goes on as it is
+
+    def _tell_nameless(self) -> None:
+        """The supervisor keeps the ledger of which process's connections are seen."""
+        nameless = self._engine.nameless
+        if not nameless:
+            return
+        ended = [(pid, start_ns, count) for (pid, start_ns), count in nameless.items()]
+        with contextlib.suppress(BlockingIOError):  # it is busy: the next pass tells
+            self._control.send(ipc.encode(ipc.Nameless(ended)))
+            nameless.clear()
 
     def _demand(self, demand: ipc.Demand) -> None:
         self._demanded = True

@@ -53,6 +53,7 @@ def told_and_read(execs: Execs, process: subprocess.Popen[bytes], name: str = "s
     execs.read()
     folder = Path(f"/proc/{process.pid}")
     proc = records.Exec(
+        os.getpid(),
         folder.stat().st_uid,
         os.readlink(folder / "exe").removesuffix(" (deleted)"),
         parse_cgroup(f"0{(folder / 'cgroup').read_text().rpartition(chr(10) + '0')[2]}"),

@@ -23,6 +23,7 @@ KINDS: dict[type, st.SearchStrategy] = {
     bytes: st.binary(max_size=50),
     dict[int, str]: st.dictionaries(number, text, max_size=5),
     list[str]: st.lists(st.text(max_size=9), max_size=3),
+    list[tuple[int, int, int]]: st.lists(st.tuples(number, number, number), max_size=3),
 }
 
 

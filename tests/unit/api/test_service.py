@@ -263,14 +263,6 @@ async def test_what_cannot_be_served_is_refused_with_the_reason(api, stub, reque
     assert said in error.details()
 
 
-@pytest.mark.parametrize("name", ["ListProcesses"])
-async def test_lists_of_later_versions_say_so(stub, name):
-    error = await refused(getattr(stub, name)(getattr(pb, name + "Request")()))
-
-    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert error.details().startswith(f"{name}: this version")
-
-
 async def test_questions_go_to_the_supervisor_and_back(api, stub):
     asked = asyncio.ensure_future(stub.ListLibraries(pb.ListLibrariesRequest()))
     query = await asyncio.to_thread(api.hear)

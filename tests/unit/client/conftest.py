@@ -36,6 +36,8 @@ class FakeDaemon(services.SpliffServicer):
         self.flows: list[pb.Flow] = []
         self.interfaces: list[pb.Interface] = []
         self.flow_requests: list[pb.ListFlowsRequest] = []
+        self.processes: list[pb.ProcessCoverage] = []
+        self.process_requests: list[pb.ListProcessesRequest] = []
         self.batches: list[list[pb.Item]] = []
         self.watch = self.default_watch
         self.server = grpc.server(ThreadPoolExecutor(max_workers=8))
@@ -80,6 +82,10 @@ class FakeDaemon(services.SpliffServicer):
     def ListFlows(self, request, context):
         self.flow_requests.append(request)
         return pb.ListFlowsResponse(flows=self.flows)
+
+    def ListProcesses(self, request, context):
+        self.process_requests.append(request)
+        return pb.ListProcessesResponse(processes=self.processes)
 
 
 @pytest.fixture

@@ -33,6 +33,15 @@ def test_every_field_has_its_place():
     assert flow.wire == "TC"
 
 
+def test_what_the_ledger_is_told():
+    data = bytearray(flow_bytes())
+    assert (unpack_flow(data).plaintext, unpack_flow(data).ktls) == (False, False)
+    data[77] = 1
+    assert (unpack_flow(data).plaintext, unpack_flow(data).ktls) == (True, False)
+    data[77:79] = b"\0\1"
+    assert (unpack_flow(data).plaintext, unpack_flow(data).ktls) == (False, True)
+
+
 def test_no_packet_no_wire():
     assert unpack_flow(flow_bytes()).wire == "NONE"
 
@@ -91,6 +100,15 @@ def test_what_closed_a_while_ago_goes(table: Table):
     assert set(table) == {1, 3}
     assert sweeper.sweep(3, 2, 2 * LINGER_NS + 1) == Swept(2, 0)
     assert set(table) == {1}
+
+
+def test_what_is_removed_is_told_before(table: Table):
+    told = []
+    sweeper = Sweeper(
+        0, 100, lambda flows, over: told.append(({cookie for cookie, _ in flows}, set(over), set(table)))
+    )
+    sweeper.sweep(3, 2, LINGER_NS + 101)
+    assert told == [({1, 2, 3}, {2}, {1, 2, 3})]
 
 
 def test_nothing_is_read_while_nothing_closes(table: Table):
