@@ -46,6 +46,8 @@ class Summary(msgspec.Struct, array_like=True, gc=False):
     path: str
     method: str
     status: int
+    ancestors: list[int] = []
+    """Processes above this one, the nearest first."""
 
 
 class Frame(msgspec.Struct, array_like=True, gc=False):
@@ -138,6 +140,8 @@ class ProcessFacts(msgspec.Struct, array_like=True, tag=True):
     comm: str = ""
     ppid: int = 0
     uid: int = 0
+    ancestors: list[int] = []
+    """The parent, its parent, and so on, as far as they are known."""
 
 
 class NewRing(msgspec.Struct, array_like=True, tag=True):

@@ -142,10 +142,11 @@ class Filter:
 class Descendants:
     """Processes below the wanted parents, as far as summaries tell.
 
-    A process whose parent is in the set joins it, so that its own children match later. A process in
-    between that never speaks TLS has no summary, so what lies below it is not found. Summaries carry no
-    start time: a process id that the kernel hands out again still counts as a descendant. ``refused``
-    counts processes that found the set full; their children are missed.
+    A summary names the processes above its own, as they were when it first spoke: also those that never
+    speak TLS themselves. A process below a wanted one joins the set, so that it matches when its parents have
+    ended, and its children when theirs have. Summaries carry no start time: a process id that the kernel
+    hands out again still counts as a descendant. ``refused`` counts processes that found the set full; their
+    children are missed when they have ended before.
     """
 
     def __init__(self, parents: Iterable[int]) -> None:
@@ -155,9 +156,9 @@ class Descendants:
         self.refused = 0
 
     def match(self, summary: Summary) -> bool:
-        """Whether the process's parent is wanted, or a descendant of a wanted one."""
+        """Whether a process above this one is wanted, or a descendant of a wanted one."""
         known = self._known
-        if summary.ppid not in known:
+        if summary.ppid not in known and known.isdisjoint(summary.ancestors):
             # Its parent may have ended since (ppid 1 now): once known, it stays known.
             return summary.pid in known and summary.pid not in self._parents
         if summary.pid not in known:

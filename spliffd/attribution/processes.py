@@ -30,6 +30,9 @@ Python adds). The oldest go first; a process that lives is read from /proc anywa
 COMM_CHARACTERS = 15
 """What the kernel keeps of a program's name (TASK_COMM_LEN)."""
 
+GENERATIONS = 32
+"""Ancestors that are told: a build deep in a terminal has some fifteen; 10 us each, once for each program."""
+
 STARTS = 4096
 """Pids whose latest start is remembered: as many as records of usual size."""
 
@@ -76,7 +79,32 @@ class Processes:
                 found = _recalled(pid, start_ns, record, found)
         if found is None:
             return ProcessFacts(pid, start_ns, "", "", "", "", "", ""), False
+        found.ancestors = self._ancestors(found.ppid, start_ns)
         return found, True
+
+    def _ancestors(self, pid: int, start_ns: int) -> list[int]:
+        """A parent, its parent, and so on; none that started after its child: that has only taken the pid."""
+        found: list[int] = []
+        while pid and len(found) < GENERATIONS:
+            found.append(pid)
+            pid, start_ns = self._parent(pid, start_ns)
+        return found
+
+    def _parent(self, pid: int, before_ns: int) -> tuple[int, int]:
+        """The parent of the process that had ``pid`` when a child of it started; when that one started."""
+        try:
+            with open(f"{self._proc}/{pid}/stat", "rb") as file:
+                stat = file.read()
+            start_ns = start_ticks(stat) * TICK_NS
+            if start_ns <= before_ns + TICK_NS:
+                return parent(stat), start_ns
+        except (OSError, ValueError, IndexError):
+            pass
+        start_ns = self._starts.get(pid, 0)
+        record = self._records.get((pid, start_ns))
+        if record is None or start_ns > before_ns + TICK_NS:
+            return 0, 0
+        return unpack_exec(record).ppid, start_ns
 
     def start_of(self, pid: int) -> int:
         """When the process that has this pid now started, ns since boot to the tick; 0 when there is none."""
@@ -106,8 +134,8 @@ class Processes:
                 stat = file.read()
             if abs(start_ticks(stat) * TICK_NS - start_ns) > TICK_NS:
                 return None
-            name, _, rest = stat.partition(b"(")[2].rpartition(b")")
-            ppid = int(rest.split()[1])
+            name = stat.partition(b"(")[2].rpartition(b")")[0]
+            ppid = parent(stat)
             with open(f"{folder}/cmdline", "rb") as file:
                 raw = file.read(CMDLINE_BYTES)
             with open(f"{folder}/cgroup", "rb") as file:
@@ -128,6 +156,11 @@ class Processes:
 def start_ticks(stat: bytes) -> int:
     """Field 22 of /proc/PID/stat, counted from behind the command name, which may hold anything."""
     return int(stat[stat.rindex(b")") + 2 :].split()[19])
+
+
+def parent(stat: bytes) -> int:
+    """Field 4 of /proc/PID/stat."""
+    return int(stat[stat.rindex(b")") + 2 :].split()[1])
 
 
 def _recalled(pid: int, start_ns: int, record: bytes, zombie: ProcessFacts | None) -> ProcessFacts:

@@ -15,6 +15,7 @@ class ConnectionFacts:
 
     __slots__ = (
         "alpn",
+        "ancestors",
         "bytes_received",
         "bytes_sent",
         "cgroup",
@@ -60,6 +61,8 @@ class ConnectionFacts:
         self.traffic: bytes | None = None
         # process
         self.pid = self.tid = self.ppid = self.uid = 0
+        self.ancestors: list[int] = []
+        """Processes above this one, the nearest first."""
         self.process_start_ns = 0
         """Since the epoch."""
         self.comm = self.exe = self.cmdline = self.user = self.cgroup = self.unit = ""

@@ -282,6 +282,7 @@ def summary(facts: ConnectionFacts, exchange: HttpExchange, protocol: str, maske
         masker.path(request.path) if request is not None else "",
         request.method if request is not None else "",
         response.status if response is not None else 0,
+        facts.ancestors,
     )
 
 

@@ -389,4 +389,5 @@ class Loop:
 def _fill(facts: ConnectionFacts, known: ipc.ProcessFacts) -> None:
     facts.exe, facts.cmdline, facts.user = known.exe, known.cmdline, known.user
     facts.cgroup, facts.unit, facts.container_id = known.cgroup, known.unit, known.container
+    facts.ancestors = known.ancestors
     facts.prefix = None

@@ -22,6 +22,7 @@ KINDS: dict[type, st.SearchStrategy] = {
     bool: st.booleans(),
     bytes: st.binary(max_size=50),
     dict[int, str]: st.dictionaries(number, text, max_size=5),
+    list[int]: st.lists(number, max_size=3),
     list[str]: st.lists(st.text(max_size=9), max_size=3),
     list[tuple[int, int, int]]: st.lists(st.tuples(number, number, number), max_size=3),
 }

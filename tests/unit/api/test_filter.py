@@ -124,6 +124,16 @@ def test_descendants_join_the_wanted_parents():
     assert not match(summary(pid=shell, ppid=1))
 
 
+def test_a_process_in_between_need_not_speak():
+    shell, make, curl = 10, 11, 12
+    match = Filter(pb.Filter(ppids=[shell])).match
+
+    assert match(summary(pid=curl, ppid=make, ancestors=[make, shell, 1]))
+    assert match(summary(pid=curl, ppid=1))  # all above it have ended
+    assert not match(summary(pid=13, ppid=make, ancestors=[make, 1]))
+    assert not match(summary(pid=shell, ppid=1, ancestors=[1]))
+
+
 def test_descendants_are_learned_whatever_else_the_filter_says():
     match = Filter(pb.Filter(ppids=[10], comms=["curl"])).match
 
