@@ -1,8 +1,9 @@
 """A watcher of everything over gRPC: reads messages as bytes, parses nothing while it is measured.
 
-Started with the daemon's socket; prints "started" once the stream is set up. When told to end (SIGTERM)
-it prints one line of JSON: messages, bytes and, with ``--latency``, for every exchange seen at a server
-the seconds from its last TLS call's return (``end_time_ns``, the kernel's time) to its arrival here.
+Started with the daemon's socket, and ``--comm NAME`` to watch programs of that name only; prints "started"
+once the stream is set up. When told to end (SIGTERM) it prints one line of JSON: messages, bytes and, with
+``--latency``, for every exchange seen at a server the seconds from its last TLS call's return
+(``end_time_ns``, the kernel's time) to its arrival here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ def main() -> None:
         request_serializer=spliff_pb2.WatchRequest.SerializeToString,
         response_deserializer=None,
     )
-    call = watch(spliff_pb2.WatchRequest())
+    wanted = spliff_pb2.Filter()
+    if "--comm" in sys.argv:
+        wanted.comms.append(sys.argv[sys.argv.index("--comm") + 1])
+    call = watch(spliff_pb2.WatchRequest(filter=wanted))
     signal.signal(signal.SIGTERM, lambda *_: call.cancel())
     keep = "--latency" in sys.argv
     arrived: list[tuple[int, bytes]] = []

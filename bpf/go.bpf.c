@@ -269,7 +269,11 @@ static __always_inline void go_report_read(struct conn_state *state, struct piec
   if (!ring)
     return;
   piece->offset = state->conn.offset[RECEIVED];
+  bool counted_only = spared(state, RECEIVED, piece->from, piece->size, piece->start);
   state->conn.offset[RECEIVED] += piece->size;
+  if (counted_only)
+    return;
+  piece->flags = resumes(state, RECEIVED);
   emit_last(state, ring, piece);
 }
 

@@ -25,6 +25,8 @@
  * | cookies   | struct flow_key -> struct flow_cookie | 65,536 | close of the socket; LRU beyond     |
  * | flows     | socket cookie -> struct flow     | 32,768 | supervisor, 10 s after close; LRU beyond |
  * | blank     | 0 -> struct flow, all zero       | 1      | nobody                                   |
+ * | demand    | 0 -> struct demand               | 1      | nobody                                   |
+ * | wanted    | struct wanted_key -> u8          | 4,096  | supervisor, when its watchers have left  |
  * | interfaces | ifindex -> struct interface_count, per CPU | 4,096 | supervisor, with the interface     |
  */
 #pragma once
@@ -49,6 +51,8 @@
 #define MAP_CANDIDATES MAP(1018)
 #define MAP_EXEC MAP(1019) /* where a process_record is put together: too large for the stack */
 #define MAP_INTERFACES MAP(1014) /* the supervisor makes the entries of interfaces that have a hook */
+#define MAP_DEMAND MAP(1030)
+#define MAP_WANTED MAP(1031)
 
 #define SCOPE_SLOTS 16
 #define COUNTER_SLOTS 64 /* for each processor */
@@ -77,6 +81,32 @@ struct exec {
   char text[2 * PATHS_BYTES + CMDLINE_BYTES]; /* the last name may begin right before PATHS_BYTES */
 };
 _Static_assert(sizeof(struct exec) == 12336, "maps.py counts on it");
+/* What those who watch want, all together; see demand.bpf.c. Shared with the supervisor, which writes the first
+ * two and reads the share; the programs write the rest, so that stands on a cache line of its own. */
+struct demand {
+  u64 word; /* enum demand_flag, and above them a number that is never the same again: it stands for the answers */
+  u64 rate; /* records of unwatched connections in a window before some are left out; 0: never */
+  u64 pad[6];
+  /* 64 */
+  u64 share; /* of the unwatched connections that are delivered, in 1/1024 */
+  u64 since; /* ktime ns: when this window began */
+  u64 taken; /* records of unwatched connections in it */
+  u64 pad2[5];
+};
+_Static_assert(sizeof(struct demand) == 128, "maps.py counts on it");
+
+#define SHARE_ALL 1024
+enum demand_flag { DEMAND_EVERYBODY = 1, DEMAND_PIDS = 2, DEMAND_UIDS = 4, DEMAND_COMMS = 8 };
+
+struct wanted_key {
+  u64 first; /* pid, uid, or the first half of comm */
+  u64 second;
+  u32 kind; /* DEMAND_PIDS, DEMAND_UIDS or DEMAND_COMMS */
+  u32 pad;
+};
+_Static_assert(sizeof(struct wanted_key) == 24, "maps.py counts on it");
+
+enum traffic { TRAFFIC_UNKNOWN = 0, TRAFFIC_HTTP1, TRAFFIC_OTHER };
 
 enum cgroup_list { CGROUP_IN_SCOPE = 1, CGROUP_EXCLUDED = 2 };
 
@@ -138,6 +168,12 @@ struct conn_state {
   u64 writers; /* Go: calls of Write under way, plus GO_CLOSING; and the latest of them as a key of `goroutines` */
   u64 writer_g;
   u64 writer_depth;
+  u64 demand;   /* the word for which `watched` was found out */
+  u8 watched;
+  u8 traffic;   /* enum traffic */
+  u8 left_out;  /* nobody watches it and it is not in the share: from a request on nothing is delivered */
+  u8 spared[2]; /* by direction: something was not delivered since the last record */
+  u8 pad[3];
 };
 
 /* What a thread did next to its TLS calls; see adjacent.bpf.c. */

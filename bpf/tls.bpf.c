@@ -103,6 +103,7 @@ static __always_inline void emit_control(struct conn_state *state, u32 kind, u64
   fill_header(record, kind, RECEIVED, state);
   record->call_start = start;
   record->offset = state->conn.offset[RECEIVED];
+  record->flags = (state->spared[SENT] ? FLAG_SPARED : 0) | (state->spared[RECEIVED] ? FLAG_SPARED << 1 : 0);
   bpf_ringbuf_submit(record, wakeup(shard));
 }
 
@@ -189,6 +190,15 @@ static __always_inline void emit_last(struct conn_state *state, void *ring, stru
   }
 }
 
+/* The flag of the first record behind something that was not delivered. */
+static __always_inline u32 resumes(struct conn_state *state, u32 direction) {
+  u8 *spared = direction == RECEIVED ? &state->spared[RECEIVED] : &state->spared[SENT];
+  if (!*spared)
+    return 0;
+  *spared = 0;
+  return FLAG_SPARED << direction;
+}
+
 static __always_inline void emit_data(struct conn_state *state, struct call *call, u64 size) {
   u32 shard = state->shard;
   u32 direction = call->op == OP_READ ? RECEIVED : SENT;
@@ -198,18 +208,23 @@ static __always_inline void emit_data(struct conn_state *state, struct call *cal
   struct piece piece = {.from = call->buffer, .start = call->start, .direction = direction};
   /* Two threads never use one SSL object at once (OpenSSL forbids it), so no atomic is needed. */
   piece.offset = direction == RECEIVED ? state->conn.offset[RECEIVED] : state->conn.offset[SENT];
+  bool counted_only = spared(state, direction, call->buffer, size, call->start);
   if (direction == RECEIVED)
     state->conn.offset[RECEIVED] += size;
   else
     state->conn.offset[SENT] += size;
 
+  if (counted_only)
+    return;
   u64 rest = size;
-  piece.flags = FLAG_CONTINUED;
+  u32 resumed = resumes(state, direction);
+  piece.flags = FLAG_CONTINUED | resumed;
   piece.size = LARGE_PIECE;
   for (u32 i = 0; i < MAX_LARGE_PIECES; i++) {
     if (rest <= LARGE_PIECE)
       break;
     emit_piece_262144(state, ring, &piece);
+    piece.flags = FLAG_CONTINUED;
     advance(&piece, LARGE_PIECE);
     rest -= LARGE_PIECE;
   }
@@ -218,11 +233,12 @@ static __always_inline void emit_data(struct conn_state *state, struct call *cal
     if (rest <= PIECE)
       break;
     emit_piece_16384(state, ring, &piece);
+    piece.flags = FLAG_CONTINUED;
     advance(&piece, PIECE);
     rest -= PIECE;
   }
   piece.size = rest;
-  piece.flags = 0;
+  piece.flags &= ~FLAG_CONTINUED;
   emit_last(state, ring, &piece);
 }
 

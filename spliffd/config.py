@@ -19,6 +19,9 @@ from spliffd.errors import UsageError
 DEFAULT_PATH = Path("/etc/spliff/spliffd.toml")
 DEFAULT_SOCKET = Path("/run/spliff/spliffd.sock")
 
+MAX_UNWATCHED_RATE = 1_000_000
+"""No host has more exchanges a second; the programs count with it."""
+
 INTERFACE_MODES = ("auto", "tc", "clsact", "xdp", "xdp-generic", "off")
 
 
@@ -48,6 +51,10 @@ class Capture(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     unwatched: str = "metrics"
     """What happens while nobody watches: "metrics" goes on counting, "off" captures nothing."""
+    unwatched_rate: int = 2000
+    """Exchanges a second of connections that nobody watches, for the metrics: while there are more, whole
+    connections are left out of all metrics but `spliff_unsampled_*`, and cost the traced programs little.
+    0: none ever is."""
     ring_mib: int = 16
     """Size of one worker's ring; a power of two. 16 MiB hold 4,000 small exchanges, or 30 ms of 500 MiB/s."""
     body_ring_mib: int = 128
@@ -211,6 +218,11 @@ def check(config: Config, source: str) -> Config:
     capture = config.capture
     if capture.unwatched not in ("metrics", "off"):
         raise UsageError(f'{source}: capture.unwatched is "{capture.unwatched}"', 'use "metrics" or "off"')
+    if not 0 <= capture.unwatched_rate <= MAX_UNWATCHED_RATE:
+        raise UsageError(
+            f"{source}: capture.unwatched_rate is {capture.unwatched_rate}",
+            f"use 0 (never leave any out) to {MAX_UNWATCHED_RATE}",
+        )
     if capture.ring_mib not in (1, 2, 4, 8, 16, 32, 64, 128, 256):
         raise UsageError(
             f"{source}: capture.ring_mib is {capture.ring_mib}", "use a power of two from 1 to 256"

@@ -85,6 +85,19 @@ Batch = list[Frame]
 """One datagram of the data link, worker to api."""
 
 
+class Whom(msgspec.Struct, array_like=True):
+    """Whose connections somebody may want to see: processes of which any of this holds.
+
+    Never less than what the watchers' filters let through, and often more: of a filter the kernel is
+    told one condition, and only ones that it can decide by facts that a connection keeps.
+    """
+
+    pids: list[int] = []
+    uids: list[int] = []
+    comms: list[str] = []
+    """Names of processes as they are, no patterns."""
+
+
 class Demand(msgspec.Struct, array_like=True, tag=True):
     """What all watchers together want; sent by the api whenever it changes.
 
@@ -99,6 +112,8 @@ class Demand(msgspec.Struct, array_like=True, tag=True):
     messages: bool
     reveal: bool = False
     """Whether somebody may see secrets, and wants to."""
+    whom: Whom | None = None
+    """Whose connections are wanted; None: everybody's (while there are watchers)."""
 
 
 # ---- control: supervisor -> others ------------------------------------------------------------
@@ -260,10 +275,11 @@ class EnterOwners(msgspec.Struct, array_like=True, tag=True):
 
 
 class Watching(msgspec.Struct, array_like=True, tag=True):
-    """The worker was told how many watch, and whether bodies are wanted; capture is fitted to it."""
+    """The worker was told how many watch, and what they want; capture is fitted to it."""
 
     watchers: int
     bodies: bool
+    whom: Whom | None = None
 
 
 class Nameless(msgspec.Struct, array_like=True, tag=True):

@@ -200,6 +200,16 @@ def _application(readings: Readings) -> list[Family]:
             total["exchanges_incomplete"],
         ),
         counter(
+            "spliff_unsampled_exchanges_total",
+            "Exchanges that were only counted: nobody watched, and there were more than unwatched_rate.",
+            readings.get("kernel", "unsampled_exchanges"),
+        ),
+        counter(
+            "spliff_unsampled_bytes_total",
+            "Plaintext bytes of those, not copied.",
+            readings.get("kernel", "unsampled_bytes"),
+        ),
+        counter(
             "spliff_parser_resyncs_total",
             "Times a parser found its place again after a gap or a mid-stream start.",
             total["parser_resyncs"],

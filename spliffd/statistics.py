@@ -108,6 +108,7 @@ def _application(n: Numbers) -> list[str]:
         *(_row(f"  {protocol}", n.sum(exchanges, protocol=protocol)) for protocol in counters.PROTOCOLS),
         _row("incomplete, and marked so", n.sum("spliff_exchanges_incomplete_total")),
         _row("WebSocket messages", n.sum("spliff_websocket_messages_total")),
+        _row("only counted, nobody watched", n.sum("spliff_unsampled_exchanges_total")),
         _row("handshakes", n.sum("spliff_handshakes_total", result="ok")),
         _row("handshakes failed", n.sum("spliff_handshakes_total", result="failed")),
         _row("plaintext bytes sent", n.sum("spliff_captured_bytes_total", direction="sent")),

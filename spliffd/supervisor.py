@@ -33,6 +33,7 @@ from spliffd.kernel.ring import Ring
 from spliffd.stages import health, host, usage
 from spliffd.stages.capture import Kernel, ScopeMaps
 from spliffd.stages.children import Child, let_sleep
+from spliffd.stages.demands import Demands
 from spliffd.stages.interfaces import Interfaces
 from spliffd.stages.ledger import Ledger
 from spliffd.stages.libraries import Libraries
@@ -114,6 +115,7 @@ class Supervisor:
             self.area.supervisor,
         )
         self.kernel.looked = self.ledger.closed
+        self._demands = Demands(self.kernel.maps, self.config.capture.unwatched_rate)
         self._rings = Rings(self.kernel.maps, self.config.capture, self._give_ring)
         self._queries = Queries(
             self.config,
@@ -242,6 +244,7 @@ class Supervisor:
         elif isinstance(message, ipc.Watching):
             if self.config.capture.unwatched == "off":
                 self.kernel.switch(enabled=message.watchers > 0)
+            self._demands.wanted(self.workers.index(child), message.watchers, message.whom)
             self._rings.wanted(self.workers.index(child), bodies=message.bodies)
             child.send(ipc.Watched(message.watchers))
         elif isinstance(message, ipc.Query):

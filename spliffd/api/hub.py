@@ -15,6 +15,7 @@ from collections.abc import Callable
 from google.protobuf.message import DecodeError
 
 from spliffd import ipc
+from spliffd.api import whom
 from spliffd.api.delivery import Delivery
 from spliffd.api.links import DataLink
 from spliffd.api.subscribers import Subscriber
@@ -142,6 +143,7 @@ class Hub:
             handshakes=any(one.handshakes for one in wishes),
             messages=any(one.messages for one in wishes),
             reveal=any(one.reveal for one in wishes),
+            whom=whom.union([one.whom for one in wishes]),
         )
         if demand != self._demand:
             self._demand = demand

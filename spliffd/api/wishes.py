@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from spliffd import ipc
+from spliffd.api import whom
 from spliffd.api.filter import Filter, FilterError
 from spliffd.pb import spliff_pb2 as pb
 
@@ -38,6 +40,8 @@ class Wishes(NamedTuple):
     queue_bytes: int = DEFAULT_QUEUE_BYTES
     reveal: bool = False
     """Secrets too; whoever makes a Subscriber of it has checked that its role allows it."""
+    whom: ipc.Whom | None = None
+    """Whose connections can match ``filter``, as far as the kernel can tell; None: anybody's."""
 
 
 def read(request: pb.WatchRequest, max_queue_bytes: int) -> Wishes:
@@ -58,6 +62,7 @@ def read(request: pb.WatchRequest, max_queue_bytes: int) -> Wishes:
         messages=request.messages,
         queue_bytes=min(queue_bytes, max_queue_bytes),
         reveal=request.reveal,
+        whom=whom.of(request.filter),
     )
 
 

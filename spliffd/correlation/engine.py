@@ -114,7 +114,7 @@ class Engine:
         connections = self.connections
         pieces: list[Piece] = []
         for at in positions:
-            kind, direction, _flags, captured, end, offset, size, start = _HEAD(ring, at)
+            kind, direction, flags, captured, end, offset, size, start = _HEAD(ring, at)
             if kind != records.DATA:
                 if pieces:
                     self._parse(pieces)
@@ -130,6 +130,10 @@ class Engine:
                 connection = self._open(ring, key, at)
             elif connection.method != ring[at + _METHOD_AT]:
                 self._socket(connection, ring, at)
+            if flags & records.FLAGS_SPARED:
+                self._parse(pieces)
+                pieces = []
+                self._finish(connection, connection.spare(direction & 1, offset, end))
             payload = ring[at + _PAYLOAD : at + _PAYLOAD + captured]
             pieces.append((connection, direction & 1, offset, payload, size, start, end))
         if pieces:
@@ -255,7 +259,10 @@ class Engine:
     def _ended(self, connection: Connection, ring: mmap.mmap, at: int, now: int) -> None:
         """SSL_free: the final offsets show a loss at the tail, the flags an unfinished handshake."""
         conn = records.unpack_conn(ring, at + records.CONN_AT)
+        flags = _HEAD(ring, at)[2]
         for direction, final in ((0, conn.offset_sent), (1, conn.offset_received)):
+            if flags & records.FLAG_SPARED << direction:
+                self._finish(connection, connection.spare(direction, final, now))
             expected = connection.expect[direction]
             if 0 <= expected < final:
                 connection.expect[direction] = final

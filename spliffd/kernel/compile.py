@@ -29,6 +29,7 @@ from spliffd.errors import HostError
 from spliffd.kernel.btf import Btf, all_offsets
 
 SOURCES = (
+    "demand.bpf.c",
     "tls.bpf.c",
     "flows.bpf.c",
     "sockets.bpf.c",

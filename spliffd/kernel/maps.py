@@ -38,6 +38,8 @@ NUMBERS = {
     1017: "adjacent",
     1018: "candidates",
     1019: "exec",
+    1030: "demand",
+    1031: "wanted",
 }
 
 SCOPE_SLOTS = 16
@@ -68,7 +70,13 @@ stays without a socket, or is found later."""
 ADJACENT_VALUE, CANDIDATE_VALUE = 72, 16
 CALLS_VALUE = 24 + 4 * 48
 GO_KEY, GO_VALUE = 16, 64
-CONN_KEY, CONN_VALUE = 24, 176
+CONN_KEY, CONN_VALUE = 24, 192
+DEMAND_BYTES, WANTED_KEY = 128, 24
+DEMAND_WORD, DEMAND_RATE, DEMAND_SHARE, DEMAND_SINCE = 0, 1, 8, 9
+"""Where they stand in struct demand."""
+SHARE_ALL = 1024
+WANTED = 4096
+"""Pids, uids and names that watchers ask for, all together; more than that and everybody is delivered."""
 FLOW_KEY, FLOW_VALUE = 48, 32
 SETTINGS = struct.Struct("=7I4xQ")
 IN_SCOPE, EXCLUDED = 1, 2
@@ -111,6 +119,8 @@ class Maps:
             "interfaces": make(
                 bpf.MAP_PERCPU_HASH, 4, INTERFACE_COUNT, INTERFACES, bpf.F_NO_PREALLOC, "interfaces"
             ),
+            "demand": make(bpf.MAP_ARRAY, 4, DEMAND_BYTES, 1, bpf.F_MMAPABLE, "demand"),
+            "wanted": make(bpf.MAP_HASH, WANTED_KEY, 1, WANTED, name="wanted"),
             "blank": make(bpf.MAP_ARRAY, 4, FLOW_SIZE, 1, name="blank"),
         }
         self.netns_cookie = netns_cookie()
@@ -121,6 +131,9 @@ class Maps:
         """Read-only fds of the tables that workers look into."""
         for shard, ring in enumerate(self.rings):
             bpf.map_update(self.fd["rings"], struct.pack("=I", shard), struct.pack("=I", ring))
+        self.demand = memoryview(bpf.map_memory(self.fd["demand"], DEMAND_BYTES, writable=True)).cast("Q")
+        """struct demand, shared with the programs: 64-bit words."""
+        self.demand[DEMAND_SHARE] = SHARE_ALL
         self.counters: Region = open_counters(self.fd["counters"])
 
     def swap_ring(self, shard: int, size: int) -> None:

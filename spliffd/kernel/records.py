@@ -36,6 +36,9 @@ DATA, HANDSHAKE, SOCKET, CLOSE, EXIT, EOF = range(1, 7)
 SENT, RECEIVED = 0, 1
 # enum record_flag
 FLAG_FAULT, FLAG_CONTINUED = 1, 2
+FLAG_SPARED = 4
+"""Shifted by the direction: what is missing before this offset is not lost, nobody wanted it."""
+FLAGS_SPARED = FLAG_SPARED | FLAG_SPARED << 1
 # enum conn_flag
 CONN_HANDSHAKE_SEEN, CONN_HANDSHAKE_DONE, CONN_SOCKET_ENDED = 1, 2, 4
 ROLES = ("", "client", "server")

@@ -332,7 +332,9 @@ class Loop:
         """The supervisor fits capture to it and answers Watched, which the api waits for."""
         demand = self._maker.demand
         try:
-            self._control.send(ipc.encode(ipc.Watching(demand.watchers, bodies=demand.bodies)))
+            self._control.send(
+                ipc.encode(ipc.Watching(demand.watchers, bodies=demand.bodies, whom=demand.whom))
+            )
         except BlockingIOError:
             self._output.acknowledge()  # the supervisor is busy: capture goes on as it is
 

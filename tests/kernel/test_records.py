@@ -38,6 +38,9 @@ OFFSETS = {
     ("conn", "handshake_start"): 120,
     ("conn", "offset"): 128,
     ("settings", "netns_cookie"): 32,
+    ("demand", "word"): 8 * maps.DEMAND_WORD,
+    ("demand", "rate"): 8 * maps.DEMAND_RATE,
+    ("demand", "share"): 8 * maps.DEMAND_SHARE,
     ("flow_key", "local"): 8,
     ("flow_key", "remote"): 24,
     ("flow_key", "local_port"): 40,
@@ -74,6 +77,8 @@ SIZES = {
     "flow_key": maps.FLOW_KEY,
     "flow_cookie": maps.FLOW_VALUE,
     "settings": maps.SETTINGS.size,
+    "demand": maps.DEMAND_BYTES,
+    "wanted_key": maps.WANTED_KEY,
     "flow": flows.FLOW_SIZE,
 }
 ENUMS = {

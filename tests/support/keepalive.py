@@ -40,7 +40,7 @@ class KeepAlive:
     def __init__(
         self,
         lab: Lab,
-        namespace: Namespace,
+        namespace: Namespace | None,
         host: str,
         port: int,
         *,
@@ -48,8 +48,9 @@ class KeepAlive:
         ipv6_options: tuple[int, ...] = (),
     ) -> None:
         spec = {"host": host, "port": port, "source_port": source_port, "ipv6_options": ipv6_options}
+        command = (PYTHON, "-c", PROGRAM, json.dumps(spec))
         self._process = lab.start(
-            *namespace.enter(PYTHON, "-c", PROGRAM, json.dumps(spec)),
+            *(namespace.enter(*command) if namespace else command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -25,6 +25,10 @@ KINDS: dict[type, st.SearchStrategy] = {
     list[int]: st.lists(number, max_size=3),
     list[str]: st.lists(st.text(max_size=9), max_size=3),
     list[tuple[int, int, int]]: st.lists(st.tuples(number, number, number), max_size=3),
+    ipc.Whom | None: st.none()
+    | st.builds(
+        ipc.Whom, st.lists(number, max_size=3), st.lists(number, max_size=3), st.lists(text, max_size=3)
+    ),
 }
 
 

@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What is wanted of a connection's plaintext, by those who watch and by the metrics.
+ *
+ * A connection that somebody may watch is delivered in full. One that nobody watches is there for the metrics
+ * only: up to a rate every such connection is delivered, beyond it a share of them, whole connections each;
+ * of the others exchanges and bytes are counted here and nothing is copied. Which ones is a matter of a number
+ * that a connection keeps, so a share that stays means that the same connections stay.
+ *
+ * Only HTTP/1 is ever left out, and only from a request on: there a reader finds its place again when it comes
+ * back, because heads stand in the clear. HTTP/2 (its header tables must be followed from the start), what an
+ * HTTP/1 connection was upgraded to, and whatever is not recognised are always delivered.
+ */
+
+enum head { HEAD_NONE = 0, HEAD_REQUEST, HEAD_RESPONSE, HEAD_INTERIM, HEAD_SWITCH };
+
+#define HEAD_BYTES 16 /* the shortest request that makes sense: "GET / HTTP/1.1" and an end of line */
+#define WINDOW_NS 100000000ULL
+#define QUIET_NS 1000000000ULL
+
+#define WORD4(a, b, c, d) ((u32)(a) | (u32)(b) << 8 | (u32)(c) << 16 | (u32)(d) << 24)
+
+/* Whether a message begins at `from`, told by 16 bytes: a known method, a space and a path, or HTTP/1. */
+static __always_inline u32 head_at(u64 from, u64 size) {
+  u64 bytes[2] = {};
+  if (size < HEAD_BYTES || bpf_probe_read_user(bytes, sizeof(bytes), (void *)from))
+    return HEAD_NONE;
+  u64 first = bytes[0];
+  u32 four = (u32)first;
+  if (four == WORD4('H', 'T', 'T', 'P')) {
+    if (((first >> 32) & 0xffffff) != WORD4('/', '1', '.', 0) || ((bytes[1] & 0xff) != ' '))
+      return HEAD_NONE;
+    u32 status = (bytes[1] >> 8) & 0xffffff;
+    if (status == WORD4('1', '0', '1', 0))
+      return HEAD_SWITCH;
+    return (status & 0xff) == '1' ? HEAD_INTERIM : HEAD_RESPONSE;
+  }
+  if (first == (WORD4('C', 'O', 'N', 'N') | (u64)WORD4('E', 'C', 'T', ' ') << 32))
+    return HEAD_SWITCH;
+  u32 length; /* of the method and the space */
+  if (four == WORD4('G', 'E', 'T', ' ') || four == WORD4('P', 'U', 'T', ' '))
+    length = 4;
+  else if (four == WORD4('P', 'O', 'S', 'T') || four == WORD4('H', 'E', 'A', 'D'))
+    length = 5;
+  else if ((first & 0xffffffffffff) == (WORD4('P', 'A', 'T', 'C') | (u64)WORD4('H', ' ', 0, 0) << 32))
+    length = 6;
+  else if ((first & 0xffffffffffffff) == (WORD4('D', 'E', 'L', 'E') | (u64)WORD4('T', 'E', ' ', 0) << 32))
+    length = 7;
+  else if (first == (WORD4('O', 'P', 'T', 'I') | (u64)WORD4('O', 'N', 'S', ' ') << 32))
+    length = 8;
+  else
+    return HEAD_NONE;
+  u64 behind = length == 8 ? bytes[1] : first >> (8 * length);
+  if (length == 5 && ((first >> 32) & 0xff) != ' ')
+    return HEAD_NONE;
+  return (behind & 0xff) == '/' ? HEAD_REQUEST : HEAD_NONE;
+}
+
+static __always_inline bool listed(u32 kind, u64 first, u64 second) {
+  struct wanted_key key = {.first = first, .second = second, .kind = kind};
+  return bpf_map_lookup_elem(MAP_WANTED, &key) != NULL;
+}
+
+/* Whether somebody may want to see this connection. Only facts that it keeps for its whole life are asked, so
+ * the answer holds until the watchers change. */
+static __always_inline bool watched(struct conn *conn, u64 word) {
+  if (word & DEMAND_EVERYBODY)
+    return true;
+  if ((word & DEMAND_PIDS) && listed(DEMAND_PIDS, conn->tgid, 0))
+    return true;
+  if ((word & DEMAND_UIDS) && listed(DEMAND_UIDS, conn->uid, 0))
+    return true;
+  if (word & DEMAND_COMMS) {
+    u64 comm[2];
+    __builtin_memcpy(comm, conn->comm, sizeof(comm));
+    return listed(DEMAND_COMMS, comm[0], comm[1]);
+  }
+  return false;
+}
+
+/* Fits the share of unwatched connections to the rate, once a window: down at once, up by steps. */
+static __always_inline void fit_share(struct demand *demand, u64 now) {
+  u64 since = demand->since;
+  u64 elapsed = now - since;
+  if ((s64)elapsed < (s64)WINDOW_NS || __sync_val_compare_and_swap(&demand->since, since, now) != since)
+    return;
+  u64 taken = demand->taken;
+  demand->taken = 0;
+  u64 share = demand->share;
+  u64 limit = demand->rate;
+  if (elapsed > QUIET_NS)
+    share = SHARE_ALL;
+  else if (taken > limit)
+    share = share * limit / taken;
+  else if (taken < limit / 4)
+    share = share * 2;
+  demand->share = share > SHARE_ALL ? SHARE_ALL : share ? share : 1;
+}
+
+static __always_inline bool in_share(struct conn *conn, u64 share) {
+  u32 number = ((u32)(conn->generation >> 4) ^ (u32)(conn->ssl >> 4)) * 0x9e3779b1u;
+  return (number >> 22) < share;
+}
+
+/* Whether what a call moved is only counted, not delivered. `now` is when the call began. */
+static __always_inline bool spared(struct conn_state *state, u32 direction, u64 from, u64 size, u64 now) {
+  u32 zero = 0;
+  struct demand *demand = bpf_map_lookup_elem(MAP_DEMAND, &zero);
+  if (!demand)
+    return false;
+  u64 word = *(volatile u64 *)&demand->word;
+  if (state->demand != word) {
+    state->watched = watched(&state->conn, word);
+    if (state->watched)
+      state->left_out = 0;
+    state->demand = word;
+  }
+  bool first = !state->conn.offset[SENT] && !state->conn.offset[RECEIVED];
+  if (!first && (state->watched || state->traffic != TRAFFIC_HTTP1))
+    return false;
+  u32 head = head_at(from, size);
+  if (first)
+    state->traffic = head == HEAD_REQUEST || head == HEAD_RESPONSE ? TRAFFIC_HTTP1 : TRAFFIC_OTHER;
+  if (head == HEAD_SWITCH)
+    state->traffic = TRAFFIC_OTHER; /* what comes next is something else: from here on all of it is delivered */
+  if (state->traffic != TRAFFIC_HTTP1) {
+    state->left_out = 0;
+    return false;
+  }
+  if (state->watched || !demand->rate)
+    return false;
+  fit_share(demand, now);
+  if (head == HEAD_REQUEST)
+    state->left_out = demand->share < SHARE_ALL && !in_share(&state->conn, demand->share);
+  if (!state->left_out) {
+    __sync_fetch_and_add(&demand->taken, 1);
+    return false;
+  }
+  if (head == HEAD_RESPONSE)
+    count(COUNTER_UNSAMPLED_EXCHANGES, 1);
+  count(COUNTER_UNSAMPLED_BYTES, size);
+  if (direction == RECEIVED)
+    state->spared[RECEIVED] = 1;
+  else
+    state->spared[SENT] = 1;
+  return true;
+}

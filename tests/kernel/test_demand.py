@@ -1,0 +1,241 @@
+"""What the kernel delivers of connections that nobody watches, call by call, and what it counts instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from spliffd import ipc
+from spliffd.kernel import records
+from spliffd.kernel.maps import DEMAND_RATE, DEMAND_SHARE, DEMAND_SINCE
+from spliffd.stages.demands import Demands
+from tests.support.dialogue import Dialogue
+from tests.support.lab import Lab, wait_for
+from tests.support.tracer import Record, Tracer
+
+GET = b"GET /1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+FAR_AWAY = 1 << 62
+
+
+class Watched:
+    """A tracer whose share of unwatched connections stays what the test says."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer = tracer
+        self.demands = Demands(tracer.maps, 1)
+        tracer.maps.demand[DEMAND_SINCE] = FAR_AWAY  # no window ends
+
+    def share(self, share: int) -> None:
+        self.tracer.maps.demand[DEMAND_SHARE] = share
+
+    def watch(self, whom: ipc.Whom | None) -> None:
+        self.demands.wanted(0, 1, whom)
+
+    def leave(self) -> None:
+        self.demands.wanted(0, 0, None)
+
+    def data(self) -> list[Record]:
+        return [record for record in self.tracer.read() if record.kind == records.DATA]
+
+    def said(self) -> list[bytes]:
+        """What was delivered of each call, by whoever made it: one entry for writing, one for reading."""
+        return [record.payload for record in self.data()]
+
+
+@pytest.fixture
+def kernel(lab: Lab) -> Iterator[Watched]:
+    with Tracer(lab) as tracer:
+        yield Watched(tracer)
+
+
+@pytest.fixture
+def dialogue(lab: Lab, kernel: Watched) -> Iterator[Dialogue]:
+    dialogue = Dialogue(lab)
+    yield dialogue
+    dialogue.close()
+
+
+def twice(*messages: bytes) -> list[bytes]:
+    """Written by one end, read by the other."""
+    return [message for message in messages for _ in range(2)]
+
+
+def test_all_is_delivered_while_the_rate_allows_it(kernel: Watched, dialogue: Dialogue):
+    dialogue.client(GET)
+    dialogue.server(OK)
+
+    assert kernel.said() == twice(GET, OK)
+    assert "unsampled_exchanges" not in kernel.tracer.counters()
+
+
+def test_beyond_it_exchanges_are_counted_and_not_copied(kernel: Watched, dialogue: Dialogue):
+    kernel.share(0)
+    for _ in range(3):
+        dialogue.client(GET)
+        dialogue.server(OK)
+
+    assert kernel.said() == []
+    counters = kernel.tracer.counters()
+    assert counters["unsampled_exchanges"] == 2 * 3
+    assert counters["unsampled_bytes"] == 2 * 3 * (len(GET) + len(OK))
+
+
+def test_an_exchange_that_has_begun_is_delivered_to_its_end(kernel: Watched, dialogue: Dialogue):
+    dialogue.client(GET)
+    kernel.share(0)
+    dialogue.server(OK)
+    dialogue.server(b"more of the body")
+    dialogue.client(GET)
+    dialogue.server(OK)
+
+    assert kernel.said() == twice(GET, OK, b"more of the body")
+
+
+@pytest.mark.parametrize("whom", ["everybody", "pid", "uid", "comm"])
+def test_a_watcher_gets_all_from_its_first_call_on(kernel: Watched, dialogue: Dialogue, whom: str):
+    chosen = {
+        "everybody": None,
+        "pid": ipc.Whom(pids=[1, dialogue.pid]),
+        "uid": ipc.Whom(uids=[0]),
+        "comm": ipc.Whom(comms=["other", "python3"]),
+    }[whom]
+    kernel.share(0)
+    dialogue.client(GET)
+    dialogue.server(OK)
+    kernel.watch(chosen)
+    dialogue.client(GET + b"x")
+    dialogue.server(OK + b"x")
+    found = kernel.data()
+    kernel.leave()
+    dialogue.client(GET)
+    dialogue.server(OK)
+
+    assert [record.payload for record in found] == twice(GET + b"x", OK + b"x")
+    assert kernel.said() == []
+    for record, offset in zip(found, [len(GET)] * 2 + [len(OK)] * 2, strict=True):
+        assert record.offset == offset  # what is missing is of known size, and not lost
+        assert record.flags == records.FLAG_SPARED << record.direction
+
+
+def test_a_watcher_of_others_changes_nothing(kernel: Watched, dialogue: Dialogue):
+    kernel.share(0)
+    kernel.watch(ipc.Whom(pids=[1], uids=[1], comms=["python", "python33"]))
+    dialogue.client(GET)
+    dialogue.server(OK)
+
+    assert kernel.said() == []
+
+
+def test_the_last_of_two_watchers_counts(kernel: Watched, dialogue: Dialogue):
+    kernel.share(0)
+    mine, other = ipc.Whom(pids=[dialogue.pid]), ipc.Whom(pids=[1])
+    kernel.demands.wanted(0, 1, mine)
+    kernel.demands.wanted(1, 1, mine)
+    kernel.demands.wanted(0, 1, other)
+    dialogue.client(GET)
+    assert kernel.said() == twice(GET)
+    kernel.demands.wanted(1, 1, other)
+    dialogue.client(GET)
+    assert kernel.said() == []
+
+
+def test_a_connection_in_the_middle_of_which_a_watcher_leaves_is_left_out_from_a_request_on(
+    kernel: Watched, dialogue: Dialogue
+):
+    kernel.share(0)
+    kernel.watch(None)
+    dialogue.client(GET)
+    kernel.leave()
+    dialogue.server(OK)
+    dialogue.client(GET)
+
+    assert kernel.said() == twice(GET, OK)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
+        b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x64",
+        b"*1\r\n$4\r\nPING\r\n----",
+        b"GET key-in-some-other-protocol\r\n",
+        b"CONNECT example.com:443 HTTP/1.1\r\n\r\n",
+        b"PROPFIND / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"G",
+    ],
+    ids=["preface", "settings", "redis", "memcached", "connect", "webdav", "split"],
+)
+def test_what_is_not_known_to_be_plain_http1_is_always_delivered(
+    kernel: Watched, dialogue: Dialogue, first: bytes
+):
+    kernel.share(0)
+    dialogue.client(first)
+    dialogue.server(OK)
+    dialogue.client(GET)
+
+    assert kernel.said() == twice(first, OK, GET)
+
+
+@pytest.mark.parametrize(
+    "method", [b"GET", b"PUT", b"POST", b"HEAD", b"PATCH", b"DELETE", b"OPTIONS"], ids=bytes.decode
+)
+def test_requests_are_known_by_their_method(kernel: Watched, dialogue: Dialogue, method: bytes):
+    kernel.share(0)
+    dialogue.client(method + b" /1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    dialogue.server(OK)
+
+    assert kernel.said() == []
+    assert kernel.tracer.counters()["unsampled_exchanges"] == 2
+
+
+def test_what_a_connection_is_upgraded_to_is_delivered_from_the_switch_on(
+    kernel: Watched, dialogue: Dialogue
+):
+    switch = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+    kernel.share(0)
+    dialogue.client(GET)
+    dialogue.server(OK)
+    dialogue.client(GET)
+    dialogue.server(switch)
+    dialogue.client(b"\x81\x85mask-----")
+    dialogue.client(GET)
+
+    assert kernel.said() == twice(switch, b"\x81\x85mask-----", GET)
+
+
+def test_interim_responses_are_no_exchanges(kernel: Watched, dialogue: Dialogue):
+    kernel.share(0)
+    dialogue.client(GET)
+    dialogue.server(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+    dialogue.server(OK)
+
+    assert kernel.tracer.counters()["unsampled_exchanges"] == 2
+
+
+def test_the_end_tells_what_was_left_out_before_it(lab: Lab, kernel: Watched):
+    kernel.share(0)
+    dialogue = Dialogue(lab)
+    dialogue.client(GET)
+    dialogue.close()
+
+    closed = [record for record in kernel.tracer.read() if record.kind == records.CLOSE]
+    assert len(closed) == 2
+    for record in closed:
+        direction = records.SENT if record.conn.offset_sent else records.RECEIVED
+        assert record.flags == records.FLAG_SPARED << direction
+
+
+def test_the_share_falls_under_load_and_comes_back(kernel: Watched, dialogue: Dialogue):
+    demand = kernel.tracer.maps.demand
+    demand[DEMAND_SINCE], demand[DEMAND_RATE] = 0, 4
+
+    def after_one_more() -> int:
+        dialogue.client(GET)
+        dialogue.server(OK)
+        return demand[DEMAND_SHARE]
+
+    wait_for(lambda: after_one_more() < 1024, 30, "fewer connections")
+    demand[DEMAND_RATE] = 1 << 30
+    wait_for(lambda: after_one_more() == 1024, 30, "all connections")

@@ -1,0 +1,86 @@
+"""Connections that nobody watches are left out under load, counted, and there again for whoever comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from spliffd.pb import spliff_pb2
+from tests.support.daemon import Daemon
+from tests.support.keepalive import KeepAlive
+from tests.support.lab import Lab, wait_for
+from tests.support.servers import Nginx
+
+ASKED = 53
+
+
+@pytest.fixture
+def daemon(lab: Lab) -> Iterator[Daemon]:
+    daemon = Daemon(lab, config="[capture]\nunwatched_rate = 1\n")
+    yield daemon
+    daemon.stop()
+
+
+def counted(daemon: Daemon) -> tuple[int, int]:
+    """Exchanges taken apart, and those only counted."""
+    stats = daemon.stats()
+    seen = sum(n for key, n in stats.items() if key.startswith("spliff_exchanges_total"))
+    return int(seen), int(stats["spliff_unsampled_exchanges_total"])
+
+
+def test_a_watcher_finds_connections_that_were_left_out(lab: Lab, daemon: Daemon, server: Nginx):
+    first, second = (KeepAlive(lab, None, "127.0.0.1", server.port) for _ in range(2))
+    made = 0
+
+    def left_out(client: KeepAlive) -> bool:
+        """Neither end of its next exchange is taken apart."""
+        nonlocal made
+        before = counted(daemon)[1]
+        client.ask("/hello")
+        made += 1
+        wait_for(lambda: sum(counted(daemon)) >= 2 * made, 30, "the exchange")
+        return counted(daemon)[1] == before + 2
+
+    for client in (first, second):
+        wait_for(lambda client=client: left_out(client), 60, "a connection left out")
+    watch = daemon.watch(filter=spliff_pb2.Filter(pids=[first.pid]))
+    unsampled = counted(daemon)[1]
+    for number in range(ASKED):
+        first.ask(f"/hello?n={number}")
+        second.ask("/hello")
+    watch.wait_for(ASKED)
+    watch.settle(0.3)
+    watch.stop()
+    made += 2 * ASKED
+    wait_for(lambda: left_out(first), 60, "a connection left out again")
+
+    assert [one.request.path for one in watch.exchanges] == [f"/hello?n={n}" for n in range(ASKED)]
+    assert {one.completeness.state for one in watch.exchanges} == {"complete"}
+    assert {one.connection.role for one in watch.exchanges} == {"client"}
+    assert watch.losses == []
+    assert counted(daemon)[1] > unsampled  # of the other client and of the server, some
+    assert sum(counted(daemon)) == 2 * made
+    losses = {key: n for key, n in daemon.stats().items() if key.startswith("spliff_lost_total") and n}
+    assert losses == {}
+    for client in (first, second):
+        client.close()
+
+
+def test_http2_is_taken_apart_whoever_watches(lab: Lab, daemon: Daemon):
+    server = Nginx(lab, http2=True)
+    daemon.wait_attached()
+    urls = [server.url(f"/hello?n={n}") for n in range(ASKED)]
+    done = lab.run("curl", "-sS", "--http2", "-k", *urls)
+    assert done.returncode == 0, done.stderr
+
+    def seen() -> int:
+        stats = daemon.stats()
+        return sum(
+            int(n)
+            for key, n in stats.items()
+            if key.startswith("spliff_exchanges_total") and '"http2"' in key
+        )
+
+    wait_for(lambda: seen() == 2 * ASKED, 30, "every exchange")
+    assert counted(daemon) == (2 * ASKED, 0)
