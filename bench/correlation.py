@@ -68,7 +68,7 @@ def measure() -> list[Figure]:
     rows: list[Figure] = []
     part = "correlation: exchanges tied to their packets, both ends, over a veth pair"
     with stage("bench-thread") as golden:
-        golden.start()
+        golden.start("[capture]\nunwatched_rate = 0\n")
         server = golden.serve(workers=2)
         golden.daemon.wait_attached()
         loads: dict[str, Callable[[], object]] = {

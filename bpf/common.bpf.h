@@ -26,6 +26,8 @@ static long (*read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 
 static long (*function_returned)(void *ctx, u64 *value) = (void *)184; /* bpf_get_func_ret, 5.17 */
 
+#define KFUNC_SESSION_IS_RETURN 9001 /* no helper has that number: loader.py replaces it */
+
 static __always_inline u64 read_u64(u64 base, u32 offset) {
   u64 value = 0;
   read_kernel(&value, sizeof(value), (void *)(base + offset));

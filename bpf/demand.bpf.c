@@ -4,12 +4,17 @@
  *
  * A connection that somebody may watch is delivered in full. One that nobody watches is there for the metrics
  * only: up to a rate every such connection is delivered, beyond it a share of them, whole connections each;
- * of the others exchanges and bytes are counted here and nothing is copied. Which ones is a matter of a number
- * that a connection keeps, so a share that stays means that the same connections stay.
+ * of the others exchanges are counted here and nothing is copied. Which ones is a matter of a number that a
+ * connection keeps, so a share that stays means that the same connections stay.
  *
  * Only HTTP/1 is ever left out, and only from a request on: there a reader finds its place again when it comes
  * back, because heads stand in the clear. HTTP/2 (its header tables must be followed from the start), what an
  * HTTP/1 connection was upgraded to, and whatever is not recognised are always delivered.
+ *
+ * Of calls on a connection that is left out the end is not looked at, where the kernel lets a program say so at
+ * the beginning (uprobe sessions, 6.13): the return probe is the dearer half. So it is not known how much they
+ * move; what comes after is flagged. Heads are seen in what is written. Of what is read, a client's calls are
+ * looked at until a response has begun, because it may switch protocols.
  */
 
 enum head { HEAD_NONE = 0, HEAD_REQUEST, HEAD_RESPONSE, HEAD_INTERIM, HEAD_SWITCH };
@@ -98,6 +103,8 @@ static __always_inline void fit_share(struct demand *demand, u64 now) {
 }
 
 static __always_inline bool in_share(struct conn *conn, u64 share) {
+  if (share >= SHARE_ALL)
+    return true;
   u32 number = ((u32)(conn->generation >> 4) ^ (u32)(conn->ssl >> 4)) * 0x9e3779b1u;
   return (number >> 22) < share;
 }
@@ -131,17 +138,44 @@ static __always_inline bool spared(struct conn_state *state, u32 direction, u64 
     return false;
   fit_share(demand, now);
   if (head == HEAD_REQUEST)
-    state->left_out = demand->share < SHARE_ALL && !in_share(&state->conn, demand->share);
+    state->left_out = !in_share(&state->conn, demand->share);
   if (!state->left_out) {
     __sync_fetch_and_add(&demand->taken, 1);
     return false;
   }
-  if (head == HEAD_RESPONSE)
+  state->spared[SENT] = 1;
+  state->spared[RECEIVED] = 1;
+  if (head == HEAD_REQUEST && direction == SENT)
+    state->awaits_response = 1;
+  if (head == HEAD_RESPONSE) {
+    state->awaits_response = 0;
     count(COUNTER_UNSAMPLED_EXCHANGES, 1);
-  count(COUNTER_UNSAMPLED_BYTES, size);
-  if (direction == RECEIVED)
-    state->spared[RECEIVED] = 1;
-  else
-    state->spared[SENT] = 1;
+  }
+  return true;
+}
+
+/* At the beginning of a call: whether how it ends need not be looked at. `room` is what is to be written. */
+static __always_inline bool left_alone(struct conn_key *key, u32 op, u64 from, u64 room) {
+  u32 zero = 0;
+  struct demand *demand = bpf_map_lookup_elem(MAP_DEMAND, &zero);
+  if (!demand || demand->share >= SHARE_ALL)
+    return false;
+  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, key);
+  if (!state || !state->left_out || state->demand != *(volatile u64 *)&demand->word)
+    return false;
+  if (state->conn.method == METHOD_NONE) /* what happens inside the call may name its socket */
+    return false;
+  fit_share(demand, bpf_ktime_get_ns());
+  if (in_share(&state->conn, demand->share))
+    return false;
+  if (op == OP_READ)
+    return !state->awaits_response;
+  u32 head = head_at(from, room);
+  if (head == HEAD_SWITCH)
+    return false;
+  if (head == HEAD_REQUEST)
+    state->awaits_response = 1;
+  else if (head == HEAD_RESPONSE)
+    count(COUNTER_UNSAMPLED_EXCHANGES, 1);
   return true;
 }

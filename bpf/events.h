@@ -50,7 +50,7 @@ enum direction { SENT = 0, RECEIVED = 1 };
 enum record_flag {
   FLAG_FAULT = 1,    /* the bytes could not be read from the process's memory */
   FLAG_CONTINUED = 2, /* more records of the same call follow */
-  FLAG_SPARED = 4 /* << direction: what is missing before this offset is not lost, nobody wanted it */
+  FLAG_SPARED = 4 /* << direction: something is missing before this, and is in no offset; nobody wanted it */
 };
 
 enum method { METHOD_NONE = 0, METHOD_NESTED, METHOD_FD, METHOD_THREAD, METHOD_TIMING };
@@ -152,7 +152,6 @@ enum counter {
   COUNTER_FLOW_TABLE_FULL,
   COUNTER_FLOWS_WITHOUT_HOP, /* packets on more interfaces than a flow has hops */
   COUNTER_UNSAMPLED_EXCHANGES, /* responses on unwatched connections that were left out */
-  COUNTER_UNSAMPLED_BYTES,
   COUNTER_XDP_OWN,
   COUNTER_XDP_AMBIGUOUS,
   COUNTER_XDP_FOREIGN,

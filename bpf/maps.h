@@ -172,8 +172,9 @@ struct conn_state {
   u8 watched;
   u8 traffic;   /* enum traffic */
   u8 left_out;  /* nobody watches it and it is not in the share: from a request on nothing is delivered */
-  u8 spared[2]; /* by direction: something was not delivered since the last record */
-  u8 pad[3];
+  u8 spared[2]; /* by direction: something was not delivered since the last record, nobody knows how much */
+  u8 awaits_response; /* a client's, left out: the next response has not begun */
+  u8 pad[2];
 };
 
 /* What a thread did next to its TLS calls; see adjacent.bpf.c. */

@@ -258,14 +258,14 @@ static __always_inline void call_over(struct calls *calls, u64 id, struct call *
 
 /* Enter: object, buffer, length. Frames that are deeper in the stack than this one have ended without
  * their return being seen (longjmp, a killed probe); they are dropped by comparing stack pointers. */
-int tls_enter(struct pt_regs *ctx) {
+static __always_inline bool entered(struct pt_regs *ctx) {
   if (!admitted())
-    return 0;
+    return false;
   u64 cookie = bpf_get_attach_cookie(ctx);
   u64 id = bpf_get_current_pid_tgid();
   struct calls *calls = thread_calls(id);
   if (!calls)
-    return 0;
+    return false;
   u64 sp = PT_REGS_SP(ctx);
   u32 depth = calls->depth;
 #pragma unroll
@@ -277,14 +277,16 @@ int tls_enter(struct pt_regs *ctx) {
   }
   if (depth >= CALL_DEPTH) {
     count(COUNTER_CALL_TABLE_FULL, 1);
-    return 0;
+    return false;
   }
   u32 op = cookie & 0xff;
-  if (cookie & COOKIE_KNOWN_ONLY) {
-    struct conn_key key;
-    conn_key_of(&key, calls, id, PT_REGS_PARM1(ctx));
-    if (!bpf_map_lookup_elem(MAP_CONNS, &key))
-      return 0;
+  struct conn_key key;
+  conn_key_of(&key, calls, id, PT_REGS_PARM1(ctx));
+  if ((cookie & COOKIE_KNOWN_ONLY) && !bpf_map_lookup_elem(MAP_CONNS, &key))
+    return false;
+  if (!depth && op <= OP_WRITE && left_alone(&key, op, PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx))) {
+    calls->depth = 0;
+    return false;
   }
   struct call *call = call_at(calls, depth);
   call->sp = sp;
@@ -303,10 +305,10 @@ int tls_enter(struct pt_regs *ctx) {
       state->conn.handshake_start = call->start;
     }
   }
-  return 0;
+  return true;
 }
 
-int tls_exit(struct pt_regs *ctx) {
+static __always_inline int left(struct pt_regs *ctx) {
   u64 id = bpf_get_current_pid_tgid();
   struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
   if (!calls || !calls->depth)
@@ -389,6 +391,26 @@ int tls_exit(struct pt_regs *ctx) {
   else if (call->room && (cookie & COOKIE_ZERO_IS_EOF) && !(state->conn.flags & CONN_SOCKET_ENDED))
     emit_control(state, RECORD_EOF, call->start);
   return 0;
+}
+
+int tls_enter(struct pt_regs *ctx) {
+  entered(ctx);
+  return 0;
+}
+
+int tls_exit(struct pt_regs *ctx) { return left(ctx); }
+
+/* The loader puts the kernel function's type id here (bpf_session_is_return). */
+static bool (*session_is_return)(void *ctx) = (void *)KFUNC_SESSION_IS_RETURN;
+
+/* Both in one, where the kernel has uprobe sessions: what the entry answers decides whether the return is seen
+ * at all. Half of a probe's cost is saved for calls that are out of scope, of no TLS object, or left alone. */
+int tls_call(struct pt_regs *ctx) {
+  if (session_is_return(ctx)) {
+    left(ctx);
+    return 0;
+  }
+  return !entered(ctx);
 }
 
 /* SSL_set_fd: which descriptor carries the connection. The socket may not be connected yet, so the walk

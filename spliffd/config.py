@@ -53,7 +53,7 @@ class Capture(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What happens while nobody watches: "metrics" goes on counting, "off" captures nothing."""
     unwatched_rate: int = 2000
     """Exchanges a second of connections that nobody watches, for the metrics: while there are more, whole
-    connections are left out of all metrics but `spliff_unsampled_*`, and cost the traced programs little.
+    connections are left out of all metrics but `spliff_unsampled_*`, and cost the traced programs less.
     0: none ever is."""
     ring_mib: int = 16
     """Size of one worker's ring; a power of two. 16 MiB hold 4,000 small exchanges, or 30 ms of 500 MiB/s."""

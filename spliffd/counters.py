@@ -53,7 +53,6 @@ KERNEL: tuple[str, ...] = (
     "flow_table_full",
     "flows_without_hop",
     "unsampled_exchanges",
-    "unsampled_bytes",
     # What became of each packet that a hook saw, in the order of `enum packet_outcome`, for each hook.
     *(f"{hook}_{outcome}" for hook in ("xdp", "tc") for outcome in PACKET_OUTCOMES),
 )

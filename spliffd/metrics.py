@@ -205,11 +205,6 @@ def _application(readings: Readings) -> list[Family]:
             readings.get("kernel", "unsampled_exchanges"),
         ),
         counter(
-            "spliff_unsampled_bytes_total",
-            "Plaintext bytes of those, not copied.",
-            readings.get("kernel", "unsampled_bytes"),
-        ),
-        counter(
             "spliff_parser_resyncs_total",
             "Times a parser found its place again after a gap or a mid-stream start.",
             total["parser_resyncs"],

@@ -149,20 +149,22 @@ class Connection:
         self.calls[direction] += 1
 
     def spare(self, direction: int, offset: int, now: int) -> Sequence[HttpExchange]:
-        """What stood before ``offset`` was not wanted while nobody watched: missing, but not lost."""
-        expected = self.expect[direction]
-        if not 0 <= expected < offset:
-            return NOTHING
+        """Messages that nobody wanted were left out before ``offset``: missing, but not lost.
+
+        Offsets count only some of it. Only HTTP/1 is ever left out, so a connection that is undecided turns
+        out to be that.
+        """
         self.expect[direction] = offset
-        return self._missing(direction, offset - expected, now)
+        if self.http1 is not None and self.state == HTTP1:
+            return self.http1.spare(REQUEST if direction == self.request_direction else RESPONSE, now)
+        self.pending[direction] = b""
+        self.joined = True
+        return NOTHING
 
     def gap(self, direction: int, size: int, now: int) -> Sequence[HttpExchange]:
         """``size`` bytes of ``direction`` are lost here."""
         self.gaps += 1
         self.gap_bytes += size
-        return self._missing(direction, size, now)
-
-    def _missing(self, direction: int, size: int, now: int) -> Sequence[HttpExchange]:
         if self.http1 is not None and self.state == HTTP1:
             side = REQUEST if direction == self.request_direction else RESPONSE
             return self.http1.gap(side, size, now)

@@ -26,7 +26,7 @@ F_XDP_HAS_FRAGS = 1 << 5
 PROG_KPROBE, PROG_SOCK_OPS, PROG_RAW_TRACEPOINT, PROG_TRACING = 2, 13, 17, 26
 PROG_SCHED_CLS, PROG_XDP = 3, 6
 ATTACH_NONE, ATTACH_SOCK_OPS, ATTACH_RAW_TP, ATTACH_FEXIT, ATTACH_ITER = 0, 3, 23, 25, 28
-ATTACH_PERF_EVENT, ATTACH_UPROBE_MULTI = 41, 48
+ATTACH_PERF_EVENT, ATTACH_UPROBE_MULTI, ATTACH_UPROBE_SESSION = 41, 48, 57
 ATTACH_XDP, ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS = 37, 46, 47
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD = 0, 1, 2, 3, 4, 5
@@ -283,9 +283,12 @@ def link_create(prog_fd: int, target: int, attach_type: int, cookie: int = 0, fl
 
 
 def uprobe_multi_link(
-    prog_fd: int, path: str, offsets: list[int], cookies: list[int], *, returns: bool
+    prog_fd: int, path: str, offsets: list[int], cookies: list[int], *, returns: bool, session: bool = False
 ) -> int:
-    """One link for all ``offsets`` (file offsets) of ``path``, each with its cookie (kernel 6.6)."""
+    """One link for all ``offsets`` (file offsets) of ``path``, each with its cookie (kernel 6.6).
+
+    ``session``: the program sees both ends of a call, the second one when it says so at the first (6.13).
+    """
     count = len(offsets)
     name = ctypes.create_string_buffer(os.fsencode(path))
     places = (ctypes.c_uint64 * count)(*offsets)
@@ -297,7 +300,7 @@ def uprobe_multi_link(
         0,
         prog_fd,
         0,
-        ATTACH_UPROBE_MULTI,
+        ATTACH_UPROBE_SESSION if session else ATTACH_UPROBE_MULTI,
         0,
         ctypes.addressof(name),
         ctypes.addressof(places),

@@ -42,6 +42,7 @@ HEADERS = ("events.h", "maps.h", "common.bpf.h")
 PROGRAMS = (
     "tls_enter",
     "tls_exit",
+    "tls_call",
     "tls_set_fd",
     "tls_end",
     "go_enter",
@@ -76,6 +77,8 @@ PROGRAMS = (
 TYPED_TRACEPOINTS = ("sock_send_length", "sock_recv_length")
 TCP_FUNCTIONS = ("tcp_sendmsg", "tcp_recvmsg")
 STATE_TRACEPOINT = "inet_sock_set_state"
+SESSION_IS_RETURN = "bpf_session_is_return"
+"""The kernel's function by which a program of a uprobe session knows which end of the call it sees (6.13)."""
 ITERATOR = "task_file"
 
 TIMEOUT_SECONDS = 240
@@ -208,7 +211,7 @@ def _compile(bcc: Any, btf: Btf, text: str, headers: Path) -> Compiled:
             tracepoints[name] = btf.tracepoint_id(name)
     with contextlib.suppress(LookupError):
         iterators[ITERATOR] = btf.iterator_id(ITERATOR)
-    for name in TCP_FUNCTIONS:
+    for name in (*TCP_FUNCTIONS, SESSION_IS_RETURN):
         with contextlib.suppress(LookupError):
             functions[name] = btf.function_id(name)
     flags = [f"-DOFF_{name}={value}" for name, value in offsets.items()]

@@ -75,14 +75,20 @@ def attach_library(programs: Programs, path: str, library: str, probes: list[Pro
     The return programs are attached first: a call that begins in between is not seen at all, instead of
     being seen without its end. Raises OSError when the kernel refuses.
     """
+    attached = Attached([])
     groups: list[tuple[str, bool, list[Probe]]] = []
-    groups.append(("tls_exit", True, [p for p in probes if p.returns]))
+    calls = [p for p in probes if p.returns]
+    if programs.sessions and calls:
+        probes = [p for p in probes if not p.returns]
+    else:
+        groups.append(("tls_exit", True, calls))
     groups += [
         (program, False, [p for p in probes if _enter_program(library, p) == program])
         for program in _PROGRAMS
     ]
-    attached = Attached([])
     try:
+        if programs.sessions and calls:
+            attached.fds.append(_attach_session(programs, path, library, calls))
         for program, at_return, members in groups:
             if members:
                 attached.fds += _attach(programs, program, path, library, members, at_return=at_return)
@@ -90,6 +96,12 @@ def attach_library(programs: Programs, path: str, library: str, probes: list[Pro
         attached.close()
         raise
     return attached
+
+
+def _attach_session(programs: Programs, path: str, library: str, probes: list[Probe]) -> int:
+    cookies = [attach_cookie(p, library) for p in probes]
+    offsets = [p.offset for p in probes]
+    return bpf.uprobe_multi_link(programs.fd["tls_call"], path, offsets, cookies, returns=False, session=True)
 
 
 def _attach(

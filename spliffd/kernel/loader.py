@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from spliffd.errors import HostError
 from spliffd.kernel import bpf, probes, ways
-from spliffd.kernel.compile import ITERATOR, STATE_TRACEPOINT, Compiled
+from spliffd.kernel.compile import ITERATOR, SESSION_IS_RETURN, STATE_TRACEPOINT, Compiled
 from spliffd.kernel.maps import NUMBERS, Maps
 
 _LD_IMM64 = 0x18
@@ -48,6 +48,23 @@ LOADERS = 2
 """Threads that load: the daemon's own share of a large host at start, too."""
 
 
+_CALL, _PSEUDO_KFUNC_CALL = 0x85, 2
+_KFUNC_NUMBER = 9001
+"""KFUNC_SESSION_IS_RETURN in bpf/common.bpf.h."""
+
+
+def call_kernel(code: bytes, btf_id: int) -> bytes:
+    """Makes calls of helper 9001 calls of the kernel function with that type id."""
+    out = bytearray(code)
+    at = 0
+    while at < len(out):
+        if out[at] == _CALL and int.from_bytes(out[at + 4 : at + 8], "little") == _KFUNC_NUMBER:
+            out[at + 1] = _PSEUDO_KFUNC_CALL << 4
+            out[at + 4 : at + 8] = btf_id.to_bytes(4, "little")
+        at += 16 if out[at] == _LD_IMM64 else 8
+    return bytes(out)
+
+
 def relocate(code: bytes, fds: dict[str, int]) -> bytes:
     """Replaces the numbers of bpf/maps.h by ``fds`` in every 64-bit immediate load marked as a map."""
     out = bytearray(code)
@@ -74,11 +91,14 @@ class Programs:
         maps: Maps,
         *,
         uprobe_multi: bool | None = None,
+        sessions: bool = True,
         socket_ways: tuple[ways.SocketWay, ...] = ways.SOCKET_WAYS,
     ) -> None:
         self.fd: dict[str, int] = {}
         self.uprobe_multi = probes.has_uprobe_multi() if uprobe_multi is None else uprobe_multi
         """Whether one link attaches many uprobes; else there is a perf event for each."""
+        self.sessions = sessions and self.uprobe_multi
+        """Whether one program sees both ends of a call, and says at the first if it wants the second."""
         self.typed_states = False
         self.seeding = ""
         """Why sockets older than the daemon cannot be found; empty when they can."""
@@ -88,11 +108,24 @@ class Programs:
         # The verifier takes up to 0.1 s for one: two at a time, the largest first.
         with ThreadPoolExecutor(LOADERS) as loaders:
             others = [
-                loaders.submit(work) for work in (self._load_seeding, self._load_states, self._load_sockets)
+                loaders.submit(work)
+                for work in (self._load_seeding, self._load_states, self._load_sockets, self._load_session)
             ]
             largest = sorted(_KINDS, key=lambda name: -len(compiled.code[name]))
             for each in (*[loaders.submit(self._load_plain, name) for name in largest], *others):
                 each.result()
+
+    def _load_session(self) -> None:
+        """The program for uprobe sessions, where the kernel has them (6.13)."""
+        btf_id = self._compiled.functions.get(SESSION_IS_RETURN)
+        if btf_id is None or not self.sessions:
+            self.sessions = False
+            return
+        code = call_kernel(relocate(self._compiled.code["tls_call"], self._maps.fd), btf_id)
+        try:
+            self.fd["tls_call"] = bpf.prog_load(bpf.PROG_KPROBE, code, "tls_call", bpf.ATTACH_UPROBE_SESSION)
+        except OSError:
+            self.sessions = False
 
     def _load_plain(self, name: str) -> None:
         kind = _KINDS[name]

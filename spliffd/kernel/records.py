@@ -37,7 +37,7 @@ SENT, RECEIVED = 0, 1
 # enum record_flag
 FLAG_FAULT, FLAG_CONTINUED = 1, 2
 FLAG_SPARED = 4
-"""Shifted by the direction: what is missing before this offset is not lost, nobody wanted it."""
+"""Shifted by the direction: something is missing before this, and is in no offset; nobody wanted it."""
 FLAGS_SPARED = FLAG_SPARED | FLAG_SPARED << 1
 # enum conn_flag
 CONN_HANDSHAKE_SEEN, CONN_HANDSHAKE_DONE, CONN_SOCKET_ENDED = 1, 2, 4

@@ -18,6 +18,8 @@ What happens where an endpoint would give up:
 * a gap inside a body of known length, a chunk, or a body that lasts until close: reading goes on behind it,
   the exchange is marked ``gap``. A gap that hides where messages end: the message that it cut is marked and
   ends there, and the next plausible start line is looked for.
+* messages that nobody wanted, and that were left out (``spare``): as with a gap that hides where messages
+  end, but it is not known how much is missing.
 * a connection that ends inside a message: ``aborted``; also where a body lasts until close but no
   close_notify came (RFC 9112 section 9.8).
 """
@@ -28,7 +30,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from spliffd.protocols import http1_stream as phase
-from spliffd.protocols.http1_pairing import most_lost
+from spliffd.protocols.http1_pairing import UNKNOWN, most_lost
 from spliffd.protocols.http1_reader import REQUEST, RESPONSE, Reader
 from spliffd.protocols.http1_stream import Stream
 from spliffd.protocols.messages import ABORTED, COMPLETE, HttpExchange
@@ -86,6 +88,24 @@ class Http1(Reader):
             self._release(now)
         self._gap(stream, size)
         stream.offset += size
+        return self._finished()
+
+    def spare(self, direction: int, now: int) -> Sequence[HttpExchange]:
+        """Some messages of the direction, nobody knows how many, were left out here: nobody wanted them."""
+        stream = self._streams[direction]
+        if stream.phase >= phase.TUNNEL:
+            return NOTHING
+        if stream.phase == phase.HOLD:
+            self._release(now)
+        if stream.message is not None or (
+            stream.phase == phase.HEAD and self._begin_part(stream, stream.take())
+        ):
+            stream.current()[0].mark_gap(
+                stream.offset, stream.remaining if stream.phase == phase.LENGTH else 0
+            )
+            self._end_message(stream)
+        self.garbage_bytes += len(stream.take())
+        self._lose(stream, UNKNOWN, 0)
         return self._finished()
 
     def eof(self, direction: int, now: int) -> Sequence[HttpExchange]:

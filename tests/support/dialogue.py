@@ -12,14 +12,23 @@ from tests.support.lab import PYTHON, Lab
 
 PROGRAM = r"""
 import socket, ssl, sys
-certificate, key = sys.argv[1:3]
+certificate, key, over = sys.argv[1:4]
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(certificate, key)
 other = ssl._create_unverified_context()
 context.num_tickets = 0
-incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-client = other.wrap_bio(incoming, outgoing)
-server = context.wrap_bio(outgoing, incoming, server_side=True)
+if over == "memory":
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = other.wrap_bio(incoming, outgoing)
+    server = context.wrap_bio(outgoing, incoming, server_side=True)
+else:
+    listener = socket.create_server(("127.0.0.1", 0))
+    near = socket.create_connection(listener.getsockname())
+    far = listener.accept()[0]
+    client = other.wrap_socket(near, do_handshake_on_connect=False)
+    server = context.wrap_socket(far, server_side=True, do_handshake_on_connect=False)
+    client.setblocking(False)
+    server.setblocking(False)
 done = set()
 while len(done) < 2:
     for end in (client, server):
@@ -28,6 +37,9 @@ while len(done) < 2:
             done.add(end)
         except ssl.SSLWantReadError:
             pass
+if over == "socket":
+    client.setblocking(True)
+    server.setblocking(True)
 print("ready", flush=True)
 for line in sys.stdin:
     who, text = line.split()
@@ -43,11 +55,16 @@ for line in sys.stdin:
 
 
 class Dialogue:
-    """``client`` and ``server`` say something; when they return it was written and read."""
+    """``client`` and ``server`` say something; when they return it was written and read.
 
-    def __init__(self, lab: Lab) -> None:
+    ``over``: a TCP "socket" pair, or "memory" (then nothing names a socket).
+    """
+
+    def __init__(self, lab: Lab, over: str = "socket") -> None:
         self._process = lab.start(
-            PYTHON, "-c", PROGRAM, lab.certificate, lab.key, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            *(PYTHON, "-c", PROGRAM, lab.certificate, lab.key, over),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         self.pid = self._process.pid
         self._answer(b"ready")

@@ -45,11 +45,14 @@ class Tracer:
         uids: tuple[int, ...] = (),
         excluded: tuple[str, ...] = (),
         uprobe_multi: bool | None = None,
+        sessions: bool = True,
         socket_ways: tuple[SocketWay, ...] = SOCKET_WAYS,
     ) -> None:
         refuse_unscoped(lab)
         self.maps = Maps(1, ring_mib << 20)
-        self.programs = Programs(programs(), self.maps, uprobe_multi=uprobe_multi, socket_ways=socket_ways)
+        self.programs = Programs(
+            programs(), self.maps, uprobe_multi=uprobe_multi, sessions=sessions, socket_ways=socket_ways
+        )
         cgroup = os.open(lab.cgroup, os.O_RDONLY | os.O_DIRECTORY)
         self.maps.set_scope(0, cgroup)
         for slot, path in enumerate(excluded):

@@ -48,7 +48,7 @@ def verdict(daemon: Daemon) -> str:
 
 
 def test_at_the_machines_limit(golden: Stage):
-    daemon = golden.start()
+    daemon = golden.start("[capture]\nunwatched_rate = 0\n")  # every exchange is taken apart
     server = golden.serve(workers=2)
     daemon.wait_attached()
     golden.fetch(server.url(host=FAR))

@@ -42,6 +42,10 @@ def test_a_config_does_not_change():
         ("scope = 1", "Expected `object`, got `int` - at `$.scope`"),
         ("debug =", "file: not valid TOML"),
         ("[capture]\nunwatched = 'no'", 'capture.unwatched is "no"'),
+        (
+            "[capture]\nunwatched_rate = -1",
+            "capture.unwatched_rate is -1 – use 0 (never leave any out) to 1000000",
+        ),
         ("[capture]\nring_mib = 0", "capture.ring_mib is 0"),
         ("[capture]\nring_mib = 512", "capture.ring_mib is 512"),
         ("[capture]\nworkers = 17", "capture.workers is 17 – use 1 to 16"),

@@ -75,6 +75,11 @@ class Player:
         self.out += self.parser.gap(direction, size, self.now)
         return self
 
+    def spare(self, direction: int) -> Player:
+        self.now += 1
+        self.out += self.parser.spare(direction, self.now)
+        return self
+
     def eof(self, direction: int) -> Player:
         self.out += self.parser.eof(direction, self.now)
         return self

@@ -341,3 +341,33 @@ def touched_messages(ops, direction, start, size) -> set[int]:
             offset += len(data)
             number += 1
     return touched
+
+
+def test_messages_left_out_between_two_exchanges_leave_no_trace():
+    player = Player().up(GET % 1).down(OK % 1).spare(REQUEST).up(GET % 9).spare(RESPONSE).down(OK % 9)
+    player.up(GET % 10).down(OK % 10)
+
+    assert player.lines() == ["GET /1 200 complete", "GET /9 200 complete", "GET /10 200 complete"]
+
+
+def test_messages_left_out_inside_a_body():
+    player = Player().up(GET % 1).down(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n12345")
+    player.spare(RESPONSE).spare(REQUEST).up(GET % 2).down(OK % 2)
+
+    assert player.lines() == ["GET /1 200 gap", "GET /2 200 complete"]
+    assert player.out[0].missing_bytes == 15
+
+
+def test_messages_left_out_inside_a_head():
+    player = Player().up(GET % 1).down(b"HTTP/1.1 200 OK\r\nServer: x\r\nDa").spare(RESPONSE)
+    player.spare(REQUEST).up(GET % 2).down(OK % 2)
+
+    assert player.lines() == ["GET /1 200 gap", "GET /2 200 complete"]
+
+
+def test_after_what_was_left_out_comes_a_response_whose_request_was_left_out():
+    player = (
+        Player().up(GET % 1).down(OK % 1).spare(RESPONSE).down(OK % 2).spare(REQUEST).up(GET % 3).down(OK % 3)
+    )
+
+    assert player.lines() == ["GET /1 200 complete", "- 200 request_missing", "GET /3 200 complete"]
