@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.ready
 
-.PHONY: compiled plain setup demo run test test-vm check bench fuzz proto docs deb clean
+.PHONY: compiled plain setup demo run test test-vm check bench fuzz proto docs picture deb clean
 
 setup: compiled
 
@@ -49,6 +49,11 @@ proto: $(STAMP)
 docs: $(STAMP)
 	PYTHONPATH=. $(PY) packaging/docs.py
 	$(PY) packaging/grafana/dashboard.py
+
+# The README's picture of the dashboard, drawn from what a real Prometheus scraped; wants matplotlib.
+picture: compiled
+	$(BIN)/pip install --quiet matplotlib
+	$(PY) -m tests.picture
 
 deb: compiled
 	packaging/deb/build.sh $(BIN)

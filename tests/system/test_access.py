@@ -115,3 +115,13 @@ def test_no_daemon(lab: Lab, readable: Path):
     assert "spliffd is not running" in line
     assert "sudo systemctl start spliffd" in line
     print(line)
+
+
+def test_no_process_that_holds_plaintext_can_be_dumped_or_attached_to(daemon: Daemon):
+    """The kernel gives the files of a process that is not dumpable to root (proc(5)): no core, no ptrace by its user."""
+    children = {name: pid for name, pid in daemon.pids().items() if name != "supervisor"}
+    assert len(children) == 2
+    for name, pid in children.items():
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert "Uid:\t0" not in status, name
+        assert os.stat(f"/proc/{pid}/mem").st_uid == 0, name
