@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from spliffctl.live import Live, LiveBodies
 from spliffctl.output import Output
 from spliffctl.parts import Body, PartStore
 
@@ -47,18 +48,21 @@ class ItemPrinter:
         self._output = output
         self._count = count
         self._store = PartStore(limit=body_limit)
+        self._live = LiveBodies()
+        self._bodies = bodies
+        self._text = renderer
         render: dict[str, Callable[[Any], str]]
         if renderer is None:
             render = {
-                kind: _json_line(kind) for kind in ("exchange", "handshake", "message", "chunk", "loss")
+                kind: _json_line(kind) for kind in ("handshake", "message", "chunk", "loss", "body_part")
             }
             render["exchange"] = self._json_exchange
+            render["progress"] = _json_line("progress")
         else:
             text = renderer
             render = {
-                "exchange": lambda exchange: text.exchange(
-                    exchange, self._store.take(exchange) if bodies else None
-                ),
+                "exchange": self._text_exchange,
+                "progress": lambda progress: text.progress(progress.exchange),
                 "handshake": text.handshake,
                 "message": text.message,
                 "chunk": text.chunk,
@@ -78,10 +82,18 @@ class ItemPrinter:
                 if self.totals.exchanges == self._count:
                     done = True
                     break
+            elif kind == "progress":
+                self._begin(item.progress, lines)
             elif kind == "body_part":
-                self._store.add(item.body_part)
+                live = self._live.of_part(item.body_part)
+                if live is None:
+                    self._store.add(item.body_part)
+                else:
+                    lines.append(self._part(live, item.body_part))
             elif kind == "discard":
                 self._store.discard(list(item.discard.part_keys))
+                for key in item.discard.part_keys:
+                    self._live.end(key)
             elif kind == "loss":
                 self._lose(item.loss, lines)
             elif kind in self._render:
@@ -91,6 +103,36 @@ class ItemPrinter:
         if lines:
             self._output.write("".join(lines))
         return done
+
+    def _begin(self, progress: pb.Progress, lines: list[str]) -> None:
+        """An exchange under way, and what came of its body before anybody knew that it would be one."""
+        if progress.exchange.revealed:
+            _unmask(progress.exchange)
+        live = self._live.begin(progress.exchange)
+        lines.append(self._render["progress"](progress))
+        if live.streams and self._bodies:
+            from spliffd.pb import spliff_pb2
+
+            key = progress.exchange.part_key
+            for offset, data in self._store.take_response(key):
+                part = spliff_pb2.BodyPart(part_key=key, response=True, offset=offset, data=data)
+                lines.append(self._part(live, part))
+
+    def _part(self, live: Live, part: pb.BodyPart) -> str:
+        if self._text is not None:
+            return self._text.part(live.exchange, part)
+        return self._render["body_part"](part)
+
+    def _text_exchange(self, exchange: pb.Exchange) -> str:
+        """What was shown while it was under way is not shown again."""
+        text = self._text
+        assert text is not None
+        live = self._live.end(exchange.part_key) if exchange.part_key else None
+        bodies = self._store.take(exchange) if self._bodies else None
+        if live is None or bodies is None or not live.streams:
+            return text.exchange(exchange, bodies, begun=live is not None)
+        rest = Body(bodies[1].segments)  # what is missing before it was shown as it came
+        return text.exchange(exchange, (bodies[0], rest), begun=True)
 
     def _lose(self, loss: pb.Loss, lines: list[str]) -> None:
         self.totals.lost += loss.count
@@ -109,6 +151,9 @@ class ItemPrinter:
     def _json_exchange(self, exchange: pb.Exchange) -> str:
         if exchange.revealed:
             _unmask(exchange)
+        live = self._live.end(exchange.part_key) if exchange.part_key else None
+        if live is not None and live.streams:
+            return _json_line("exchange")(exchange)  # its parts were printed as they came
         if exchange.part_key in self._store:
             bodies = self._store.take(exchange)
             _put_body(exchange.request, bodies[0])

@@ -116,6 +116,16 @@ class PartStore:
         for key in part_keys:
             self._pop(key)
 
+    def take_response(self, part_key: int) -> list[Segment]:
+        """What waits of a response's body; it waits no longer."""
+        parts = self._waiting.get(part_key)
+        if parts is None:
+            return []
+        waiting = parts[1]
+        self._waiting[part_key] = (parts[0], [])
+        self._bytes -= sum(len(data) + PART_OVERHEAD for _, data in waiting)
+        return waiting
+
     def take(self, exchange: pb.Exchange) -> tuple[Body, Body]:
         """The bodies of request and response of an exchange; its parts wait no longer."""
         of_request, of_response = self._pop(exchange.part_key)

@@ -21,8 +21,8 @@ MAX_DATAGRAM = 1 << 20
 SEND_BUFFER = 4 << 20
 """Room of a data link: about 3,000 exchanges, 30 ms at full load, while the api is busy."""
 
-# Frame kinds, in the order of `Item.kind` in proto/spliff.proto.
-EXCHANGE, HANDSHAKE, MESSAGE, CHUNK, BODY_PART, LOSS = range(1, 7)
+# Frame kinds; their order is nobody else's.
+EXCHANGE, HANDSHAKE, MESSAGE, CHUNK, BODY_PART, LOSS, PROGRESS = range(1, 8)
 
 
 class Summary(msgspec.Struct, array_like=True, gc=False):
@@ -64,6 +64,7 @@ class Frame(msgspec.Struct, array_like=True, gc=False):
     For ``BODY_PART``: ``part_key`` and ``response_offset``/``response_body`` (a response's body) or
     ``request_offset``/``request_body`` hold the part; ``public`` is empty; ``summary.status`` is 0
     for a part of a request, because no status is known yet.
+    For ``PROGRESS``: as for an EXCHANGE, without bodies.
     For ``LOSS``: ``public`` is a serialised Loss and ``summary`` is None.
     """
 
@@ -114,6 +115,8 @@ class Demand(msgspec.Struct, array_like=True, tag=True):
     """Whether somebody may see secrets, and wants to."""
     whom: Whom | None = None
     """Whose connections are wanted; None: everybody's (while there are watchers)."""
+    progress: bool = False
+    """Whether somebody wants to see exchanges that are under way."""
 
 
 # ---- control: supervisor -> others ------------------------------------------------------------

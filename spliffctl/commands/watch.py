@@ -77,7 +77,8 @@ Reading the lines:
 connection: local → remote for a client; remote → local for a server, whose process
 is marked "(812, server)". The last item is the evidence: hook and interface that
 saw the packets, else how plaintext was tied to a socket (nested, fd, thread, timing, none).
-[truncated, 120 bytes missing] marks what was not seen whole; "!! lost" what was lost.
+[in progress] marks an exchange that goes on; events and lines of JSON in it are shown as
+they come. [truncated, 120 bytes missing] marks what was not seen whole; "!! lost" what was lost.
 Strings from the wire are quoted: no control character reaches the terminal.
 
 \b
@@ -184,6 +185,7 @@ def command(
         body_limit=body_limit or 0,
         handshakes=handshakes,
         messages=True,
+        progress=True,
         queue_bytes=LARGEST_QUEUE if bodies else 0,
         reveal=reveal,
     )

@@ -10,6 +10,7 @@ Every string passes ``quote`` or ``word``; nothing else of the wire reaches the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -59,8 +60,13 @@ class TextRenderer:
         self._palette = palette
         self._clock = units.Clock(utc=options.utc)
 
-    def exchange(self, exchange: pb.Exchange, bodies: tuple[Body, Body] | None) -> str:
-        """Two lines (one with ``compact``), each followed by its body when bodies are wanted."""
+    def exchange(
+        self, exchange: pb.Exchange, bodies: tuple[Body, Body] | None, *, begun: bool = False
+    ) -> str:
+        """Two lines (one with ``compact``), each followed by its body when bodies are wanted.
+
+        ``begun``: it was shown while it was under way, so that its request is not shown again.
+        """
         palette = self._palette
         request, response = exchange.request, exchange.response
         url = word(_url(exchange))
@@ -71,7 +77,7 @@ class TextRenderer:
         stream = f" [stream {exchange.stream_id}]" if exchange.stream_id else ""
         result = ""
         # A request of which nothing was seen has no line; the response says that it is missing.
-        if request.method or request.path or request.body_size:
+        if (request.method or request.path or request.body_size) and not (begun and not request.body_size):
             start = self._clock.time_of_day(exchange.start_time_ns)
             result = (
                 f"{start} {palette.request}→{palette.reset} "
@@ -96,6 +102,19 @@ class TextRenderer:
             if unsent > 0:
                 result += f"    {palette.warning}… {unsent:,} body bytes not sent …{palette.reset}\n"
         return result
+
+    def progress(self, exchange: pb.Exchange) -> str:
+        """The lines of an exchange that is still under way."""
+        return self.exchange(exchange, None)
+
+    def part(self, exchange: pb.Exchange, part: pb.BodyPart) -> str:
+        """One line for a piece of a body that is shown as it comes, and the piece."""
+        palette = self._palette
+        line = (
+            f"{self._clock.time_of_day(time.time_ns())} {palette.response}←{palette.reset} … "
+            f"{word(_url(exchange))}  {units.size(len(part.data))} at {part.offset:,}\n"
+        )
+        return line + self._body(Body(((part.offset, part.data),)), exchange.response.content_type)
 
     def handshake(self, handshake: pb.Handshake) -> str:
         """One line: version, name, library, cipher, protocol agreed on, who, how long."""
@@ -198,7 +217,8 @@ class TextRenderer:
     def _status(self, exchange: pb.Exchange) -> str:
         palette, response = self._palette, exchange.response
         if not response.status:
-            return f"{palette.warning}no response{palette.reset}"
+            yet = " yet" if exchange.completeness.state == "in_progress" else ""
+            return f"{palette.warning}no response{yet}{palette.reset}"
         text = f"{palette.status(response.status)}{response.status}{palette.reset}"
         if exchange.HasField("grpc") and exchange.grpc.HasField("status"):
             colour = palette.server_error if exchange.grpc.status else palette.good

@@ -22,6 +22,7 @@ KINDS: dict[int, str] = {
     ipc.MESSAGE: "message",
     ipc.CHUNK: "chunk",
     ipc.BODY_PART: "body_part",
+    ipc.PROGRESS: "progress",
 }
 """Frame kinds to fields of ``Item``; losses take another way."""
 
@@ -31,6 +32,7 @@ MESSAGES: dict[int, type[Message]] = {
     ipc.MESSAGE: pb.Message,
     ipc.CHUNK: pb.Chunk,
     ipc.BODY_PART: pb.Exchange,
+    ipc.PROGRESS: pb.Exchange,
 }
 """Of a body part the frame holds no message: what is asked of one is empty."""
 
@@ -60,6 +62,8 @@ class Delivery:
         self._data = b""
         if self.kind == ipc.EXCHANGE:
             self._head = (frame.public, wire.ID_TAG, wire.varint(number))
+        elif self.kind == ipc.PROGRESS:
+            self._head = wire.progress_pieces(frame.public)
         elif self.kind in (ipc.MESSAGE, ipc.CHUNK):
             # The payload counts as a body: whoever did not ask for bodies gets its size only.
             bare, inside = wire.split_field(frame.public, wire.DATA_FIELDS[KINDS[self.kind]])
@@ -133,6 +137,8 @@ class Delivery:
         if self.kind in (ipc.MESSAGE, ipc.CHUNK):
             secret, inside = wire.split_field(secret, wire.DATA_FIELDS[KINDS[self.kind]])
             data = inside or data
+        elif self.kind == ipc.PROGRESS:
+            return (*self._head, *wire.progress_pieces(secret)), data
         return (*self._head, secret), data
 
     def _body(self, *, response: bool, reveal: bool) -> tuple[bytes, int]:

@@ -86,11 +86,13 @@ class Filter:
             if summary.status:
                 return self.match(summary) and (expression is None or expression.match_part(delivery))
             return self.match_early(summary) and (expression is None or expression.match_early(delivery))
+        if kind == ipc.PROGRESS and not summary.status:  # nobody knows it yet
+            return self.match_early(summary) and (expression is None or expression.match_early(delivery))
         if not self.match(summary):
             return False
         if expression is None:
             return True
-        if kind == ipc.EXCHANGE:
+        if kind in (ipc.EXCHANGE, ipc.PROGRESS):
             return expression.match(delivery)
         return expression.match_message(delivery) if kind == ipc.MESSAGE else expression.match_chunk(delivery)
 

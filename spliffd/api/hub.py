@@ -144,6 +144,7 @@ class Hub:
             messages=any(one.messages for one in wishes),
             reveal=any(one.reveal for one in wishes),
             whom=whom.union([one.whom for one in wishes]),
+            progress=any(one.progress for one in wishes),
         )
         if demand != self._demand:
             self._demand = demand

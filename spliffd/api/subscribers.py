@@ -94,7 +94,9 @@ class Subscriber:
                 self._queue_item(delivery, 0)
             else:
                 self._words[self._filtered_slot] += 1
-        elif wishes.messages and (chosen is None or chosen.wants(delivery)):
+        elif (wishes.progress if kind == ipc.PROGRESS else wishes.messages) and (
+            chosen is None or chosen.wants(delivery)
+        ):
             self._queue_item(delivery, 0)
         else:
             self._words[self._filtered_slot] += 1

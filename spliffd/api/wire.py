@@ -61,6 +61,7 @@ _RESPONSE_TAGS = (
     tag(pb.Response.DESCRIPTOR, "body"),
     tag(pb.Response.DESCRIPTOR, "body_offset"),
 )
+_PROGRESS_TAG = tag(pb.Progress.DESCRIPTOR, "exchange")
 DATA_FIELDS: dict[str, int] = {
     "message": pb.Message.DESCRIPTOR.fields_by_name["data"].number,
     "chunk": pb.Chunk.DESCRIPTOR.fields_by_name["data"].number,
@@ -85,6 +86,11 @@ def body_pieces(data: bytes, offset: int, *, response: bool) -> tuple[bytes, ...
     if offset:
         head = body_offset + varint(offset) + head
     return (outer, varint(len(head) + len(data)), head, data)
+
+
+def progress_pieces(exchange: bytes) -> tuple[bytes, ...]:
+    """Pieces of a Progress: what is known of its exchange, or more of that."""
+    return (_PROGRESS_TAG, varint(len(exchange)), exchange) if exchange else ()
 
 
 def not_sent_piece(count: int) -> bytes:

@@ -42,6 +42,7 @@ class Wishes(NamedTuple):
     """Secrets too; whoever makes a Subscriber of it has checked that its role allows it."""
     whom: ipc.Whom | None = None
     """Whose connections can match ``filter``, as far as the kernel can tell; None: anybody's."""
+    progress: bool = False
 
 
 def read(request: pb.WatchRequest, max_queue_bytes: int) -> Wishes:
@@ -63,6 +64,7 @@ def read(request: pb.WatchRequest, max_queue_bytes: int) -> Wishes:
         queue_bytes=min(queue_bytes, max_queue_bytes),
         reveal=request.reveal,
         whom=whom.of(request.filter),
+        progress=request.progress,
     )
 
 

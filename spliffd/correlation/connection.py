@@ -205,6 +205,12 @@ class Connection:
             return http2.close(now)
         return NOTHING
 
+    def under_way(self) -> Sequence[HttpExchange]:
+        """Exchanges that are not finished."""
+        if self.http1 is not None:
+            return self.http1.under_way() if self.state == HTTP1 else NOTHING
+        return self.http2.under_way() if self.http2 is not None else NOTHING
+
     def watch_bodies(self, on_body: OnBody | None) -> None:
         """Starts or stops handing out bodies."""
         self.on_body = on_body

@@ -14,9 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from spliffd.correlation.claims import Claims
-from spliffd.correlation.connection import NO_BYTES, RAW, SENT, Connection, OnBody, protocol_of
+from spliffd.correlation.connection import NO_BYTES, RAW, Connection, OnBody, protocol_of
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.correlation.flows import Finished, Join, Kernel, forget, look_anew
+from spliffd.correlation.progress import LookAround
+from spliffd.correlation.retry import NEVER
+from spliffd.correlation.upgraded import Messages
 from spliffd.counters import LIBRARIES, METHODS, PROTOCOLS, Region, exchange_slot
 from spliffd.kernel import records
 from spliffd.protocols.messages import COMPLETE, HttpExchange
@@ -30,9 +33,6 @@ _KEY_AT, _KEY_END = records.KEY_AT, records.KEY_AT + records.KEY_BYTES
 _METHOD_AT = records.CONN_AT + 85
 _PAYLOAD = records.HEADER_BYTES
 _WORD = (1 << 64) - 1
-
-MAX_WAITING_MESSAGES = 1024
-"""WebSocket messages that wait until the exchange before them is out; beyond it they overtake it."""
 
 
 Piece = tuple[Connection, int, int, bytes, int, int, int]
@@ -56,6 +56,9 @@ class Receiver(Protocol):
         self, connection: Connection, direction: int, offset: int, data: bytes, size: int, now: int
     ) -> None:
         """Bytes of a protocol that is not taken apart."""
+
+    def progress(self, connection: Connection, exchange: HttpExchange) -> None:
+        """An exchange is still under way: tell of it, if that was not done yet, and of its bodies so far."""
 
     def message(self, connection: Connection, message: WebSocketMessage) -> None:
         """A WebSocket message is finished."""
@@ -97,10 +100,11 @@ class Engine:
         """The exchanges that wait for their flow; for looking only."""
         self.nameless: dict[tuple[int, int], int] = {}
         """Connections that ended without a probe naming their socket, by process: for the coverage ledger."""
+        self.around = LookAround(self._join.glance, receiver.progress)
+        """What tells of exchanges that go on for long; to be asked now and then."""
         self._done: list[Finished] = []
-        self._messages: list[tuple[Connection, WebSocketMessage]] = []
+        self._messages = Messages(counters, receiver.message)
         self._room = Room()
-        self._n_messages = (index("websocket_messages_sent"), index("websocket_messages_received"))
         self._over: set[bytes] = set()
         """Ended by ``close_over``: their own closing record may still come, and says nothing new."""
 
@@ -141,10 +145,13 @@ class Engine:
 
     def _parse(self, pieces: list[Piece]) -> None:
         captured = [0, 0]
+        recent, wants_progress = self.around.recent, self.around.wanted
         for connection, direction, offset, payload, size, start, now in pieces:
             captured[direction] += len(payload)
             if not connection.method:
                 connection.note(direction, start, now)
+            if wants_progress:
+                recent.add(connection)
             was_raw = connection.state == RAW
             if direction:
                 finished = connection.data(1, offset, payload, size, now)
@@ -158,7 +165,7 @@ class Engine:
             if finished:
                 self._finish(connection, finished)
             if connection.messages:
-                self._take_messages(connection)
+                self._messages.take(connection, wanted=self.wants_chunks)
             if connection.state == RAW:
                 kept, connection.raw_kept = connection.raw_kept, NO_BYTES
                 if self.wants_chunks:
@@ -180,14 +187,17 @@ class Engine:
         if self._done:
             done, self._done = self._done, []
             self._deliver(self._join.admit(done, now, busy=busy))
-        if self._messages:
-            self._hand_messages()
+        self._messages.hand_out()
 
     def retry(self, now: int) -> None:
         """A batch of the retry queue: what was found, or has waited long enough, goes out."""
         self._deliver(self._join.retry(now))
-        if self._messages:
-            self._hand_messages()
+        self._messages.hand_out()
+
+    def next_ns(self) -> int:
+        """When ``retry`` or ``around`` is to be asked again; NEVER while nothing waits."""
+        around = self.around.next_ns if self.around.recent else NEVER
+        return min(around, self.waiting.next_ns) if self.waiting.busy else around
 
     def interfaces(self, names: dict[int, str]) -> None:
         """The names of interfaces by index: all connections are looked up anew."""
@@ -201,7 +211,7 @@ class Engine:
             self._close(connection, now)
         self.hand_out(now)
         self._deliver(self._join.flush(now))
-        self._hand_messages()
+        self._messages.hand_out()
 
     def close_over(self, is_over: Callable[[Connection], bool], now: int) -> int:
         """Ends the connections of which ``is_over`` says so; returns how many there were."""
@@ -251,7 +261,7 @@ class Engine:
             counters.add("tls_records_socket")
         elif kind == records.EOF:
             self._finish(connection, connection.eof(records.RECEIVED, now))
-            self._take_messages(connection)
+            self._messages.take(connection, wanted=self.wants_chunks)
         else:
             counters.add("tls_records_close")
             self._ended(connection, ring, at, now)
@@ -353,24 +363,6 @@ class Engine:
         connection.slots[facts.wire if usual else facts.wire + protocol] = slot
         return slot
 
-    def _take_messages(self, connection: Connection) -> None:
-        messages, connection.messages = connection.messages, []
-        for message in messages:
-            received = message.from_server == (connection.request_direction == SENT)
-            self._words[self._n_messages[received]] += 1
-            if self.wants_chunks:
-                self._messages.append((connection, message))
-
-    def _hand_messages(self) -> None:
-        """Messages leave behind the exchange that they belong to, which may still wait for its flow."""
-        held: list[tuple[Connection, WebSocketMessage]] = []
-        for connection, message in self._messages:
-            if connection.waiting and len(held) < MAX_WAITING_MESSAGES:
-                held.append((connection, message))
-            else:
-                self._receiver.message(connection, message)
-        self._messages = held
-
     def _count_gaps(self, connection: Connection) -> None:
         self._words[self._n_gaps] += connection.gaps
         # A traced program says itself how much SSL_write_ex wrote: no number of its may break ours.
@@ -379,7 +371,7 @@ class Engine:
 
     def _close(self, connection: Connection, now: int) -> None:
         self._finish(connection, connection.close(now))
-        self._take_messages(connection)
+        self._messages.take(connection, wanted=self.wants_chunks)
         self.connections.pop(connection.key, None)
         if self._objects.get(connection.object_key) is connection:
             del self._objects[connection.object_key]

@@ -99,6 +99,12 @@ class Join:
         self._count_immediate(len(finished))
         return finished
 
+    def glance(self, connection: Connection, now: int) -> None:
+        """A look for an exchange that is not finished, and waits for nothing."""
+        self._now = now
+        if connection.facts.socket_cookie and connection.fresh_until_ns <= now and not connection.waiting:
+            self._look(connection)
+
     def retry(self, now: int) -> list[Finished]:
         """What the queue lets go: found, or waited for long enough."""
         self._now = now

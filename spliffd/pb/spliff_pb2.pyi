@@ -50,6 +50,7 @@ class WatchRequest(_message.Message):
     AFTER_ID_FIELD_NUMBER: _builtins.int
     FIELDS_FIELD_NUMBER: _builtins.int
     QUEUE_BYTES_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     bodies: _builtins.bool
     """Send message bodies; without it bodies are counted, not carried."""
     body_limit: _builtins.int
@@ -72,6 +73,8 @@ class WatchRequest(_message.Message):
     """Bytes that the daemon may queue for this watcher before it sheds; 0 means the default,
     more than the configured maximum means the maximum.
     """
+    progress: _builtins.bool
+    """Send what is known of exchanges that go on for long, while they do."""
     @_builtins.property
     def filter(self) -> Global___Filter:
         """Only what matches is sent; an absent filter matches everything."""
@@ -95,10 +98,11 @@ class WatchRequest(_message.Message):
         after_id: _builtins.int | None = ...,
         fields: _abc.Iterable[_builtins.str] | None = ...,
         queue_bytes: _builtins.int = ...,
+        progress: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_after_id", b"_after_id", "_follow", b"_follow", "after_id", b"after_id", "filter", b"filter", "follow", b"follow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_id", b"_after_id", "_follow", b"_follow", "after_id", b"after_id", "bodies", b"bodies", "body_limit", b"body_limit", "fields", b"fields", "filter", b"filter", "follow", b"follow", "handshakes", b"handshakes", "last", b"last", "messages", b"messages", "queue_bytes", b"queue_bytes", "reveal", b"reveal", "since_time_ns", b"since_time_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_id", b"_after_id", "_follow", b"_follow", "after_id", b"after_id", "bodies", b"bodies", "body_limit", b"body_limit", "fields", b"fields", "filter", b"filter", "follow", b"follow", "handshakes", b"handshakes", "last", b"last", "messages", b"messages", "progress", b"progress", "queue_bytes", b"queue_bytes", "reveal", b"reveal", "since_time_ns", b"since_time_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__after_id: _TypeAlias = _typing.Literal["after_id"]  # noqa: Y015
     _WhichOneofArgType__after_id: _TypeAlias = _typing.Literal["_after_id", b"_after_id"]  # noqa: Y015
@@ -281,6 +285,7 @@ class Item(_message.Message):
     DISCARD_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def exchange(self) -> Global___Exchange:
         """A finished exchange (or as much of it as there will ever be)."""
@@ -313,6 +318,10 @@ class Item(_message.Message):
     def started(self) -> Global___Started:
         """The stream is set up: everything from here on is seen."""
 
+    @_builtins.property
+    def progress(self) -> Global___Progress:
+        """An exchange that is still under way."""
+
     def __init__(
         self,
         *,
@@ -324,16 +333,43 @@ class Item(_message.Message):
         discard: Global___Discard | None = ...,
         loss: Global___Loss | None = ...,
         started: Global___Started | None = ...,
+        progress: Global___Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body_part", b"body_part", "chunk", b"chunk", "discard", b"discard", "exchange", b"exchange", "handshake", b"handshake", "kind", b"kind", "loss", b"loss", "message", b"message", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body_part", b"body_part", "chunk", b"chunk", "discard", b"discard", "exchange", b"exchange", "handshake", b"handshake", "kind", b"kind", "loss", b"loss", "message", b"message", "progress", b"progress", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_part", b"body_part", "chunk", b"chunk", "discard", b"discard", "exchange", b"exchange", "handshake", b"handshake", "kind", b"kind", "loss", b"loss", "message", b"message", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_part", b"body_part", "chunk", b"chunk", "discard", b"discard", "exchange", b"exchange", "handshake", b"handshake", "kind", b"kind", "loss", b"loss", "message", b"message", "progress", b"progress", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["exchange", "handshake", "message", "chunk", "body_part", "discard", "loss", "started"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["exchange", "handshake", "message", "chunk", "body_part", "discard", "loss", "started", "progress"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Item: _TypeAlias = Item  # noqa: Y015
+
+@_typing.final
+class Progress(_message.Message):
+    """An exchange that goes on for longer than a second (or, with server-sent events, at all): sent once. Its bodies
+    follow as BodyParts, the finished Exchange as always.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def exchange(self) -> Global___Exchange:
+        """What is known so far; without an id, with the state `in_progress`."""
+
+    def __init__(
+        self,
+        *,
+        exchange: Global___Exchange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exchange", b"exchange"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exchange", b"exchange"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
@@ -1100,7 +1136,7 @@ class Completeness(_message.Message):
     GAP_OFFSET_FIELD_NUMBER: _builtins.int
     BODY_NOT_SENT_FIELD_NUMBER: _builtins.int
     state: _builtins.str
-    """complete, truncated, gap, joined_mid_stream, request_missing, response_missing, aborted."""
+    """complete, truncated, gap, joined_mid_stream, request_missing, response_missing, aborted; in_progress in a Progress."""
     missing_bytes: _builtins.int
     """Bytes known to be missing."""
     gap_offset: _builtins.int

@@ -40,6 +40,10 @@ __all__ = ["NOTHING", "REQUEST", "RESPONSE", "Http1"]
 NOTHING: Final[Sequence[HttpExchange]] = ()
 
 
+MAX_UNDER_WAY: Final = 64
+"""Pipelining clients have tens of requests on their way; those behind have their turn later."""
+
+
 class Http1(Reader):
     """One connection. ``joined``: its beginning was not seen.
 
@@ -118,6 +122,20 @@ class Http1(Reader):
         for stream in self._streams:
             self._end_stream(stream, clean=False, now=now)
         return self._finished()
+
+    def under_way(self) -> Sequence[HttpExchange]:
+        """Exchanges that are not finished, the oldest first; of very many the first."""
+        current = self._streams[RESPONSE].exchange
+        waiting = self.pairing.waiting
+        if current is None and not waiting:
+            return NOTHING
+        found = [] if current is None else [current]
+        for entry in waiting:
+            if len(found) == MAX_UNDER_WAY:
+                break
+            if isinstance(entry, HttpExchange) and entry is not current:
+                found.append(entry)
+        return found
 
     def held(self) -> int:
         """Bytes kept: beginnings of heads, and what lies behind a request to switch protocols."""

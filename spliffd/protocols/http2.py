@@ -95,6 +95,10 @@ class Http2(Reader):
         self.streams.end_responses()  # also what came behind the end of the responses
         return [*first, *self._finished()]
 
+    def under_way(self) -> Sequence[HttpExchange]:
+        """Exchanges that are not finished."""
+        return [stream.exchange for stream in self.streams.open.values()]
+
     def held(self) -> int:
         """Bytes kept: beginnings of frames and of header blocks."""
         kept = sum(len(side.buffer) + len(side.block) for side in self._sides)

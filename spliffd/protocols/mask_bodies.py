@@ -21,13 +21,16 @@ from spliffd.protocols.masking import Masker
 MAX_SECRET: Final = 64 << 10
 """A value longer than this is masked without its hash: it need not be held to its end."""
 
-_KEY: Final = re.compile(rb'"(?!\s*[,:\]}])([^"\\]{1,64})(\\{0,31})"\s{0,64}:')
+_KEY: Final = re.compile(rb'"(?!\s*[,:\]}])([^"\\\r\n]{1,64})(\\{0,31})"\s{0,64}:')
 """A name and its quotes. What begins like the rest of an object follows the closing quote of something."""
-_KEY_NAMES: Final = re.compile(rb'"([^"\\]{1,64})\\{0,31}"\s{0,64}:')
+_KEY_NAMES: Final = re.compile(rb'"([^"\\\r\n]{1,64})\\{0,31}"\s{0,64}:')
 """The same for the names alone: most texts have none that is secret, and this tells in half of the time."""
-_ESCAPED_KEY: Final = re.compile(rb'"(?!\s*[,:\]}])((?:[^"\\]|\\u[0-9a-fA-F]{4}){1,64})(\\{0,31})"\s{0,64}:')
+_ESCAPED_KEY: Final = re.compile(
+    rb'"(?!\s*[,:\]}])((?:[^"\\\r\n]|\\u[0-9a-fA-F]{4}){1,64})(\\{0,31})"\s{0,64}:'
+)
 """The same with letters written as \\u0041, which is rare: only where \\u00 is in the text at all."""
-_KEY_BEGINS: Final = re.compile(rb'"[^"]{0,440}"?\s{0,64}\Z')
+_KEY_BEGINS: Final = re.compile(rb'"[^"\r\n]{0,440}(?:"\s{0,64})?\Z')
+"""No line ends inside a name (RFC 8259 section 7), so what ends with one is clear: events, lines of JSON."""
 _KEY_SPAN: Final = 512
 _ESCAPE: Final = re.compile(rb"\\u00([0-9a-fA-F]{2})")
 _TOKEN: Final = re.compile(rb'(\\*)"|[\[\]{},\s]')

@@ -15,6 +15,7 @@ __all__ = [
     "ABORTED",
     "COMPLETE",
     "GAP",
+    "IN_PROGRESS",
     "JOINED_MID_STREAM",
     "REQUEST_MISSING",
     "RESPONSE_MISSING",
@@ -36,6 +37,8 @@ JOINED_MID_STREAM = "joined_mid_stream"
 REQUEST_MISSING = "request_missing"
 RESPONSE_MISSING = "response_missing"
 ABORTED = "aborted"
+IN_PROGRESS = "in_progress"
+"""Of what is told before an exchange is finished; none that is finished has it."""
 
 
 def text(data: bytes) -> str:
@@ -250,6 +253,7 @@ class HttpExchange:
     """A request and the response to it, or as much of the two as there will ever be."""
 
     __slots__ = (
+        "announced",
         "first_byte_ns",
         "gap_offset",
         "grpc",
@@ -277,6 +281,8 @@ class HttpExchange:
     """The engine's own state for this exchange; the parsers leave it alone."""
     grpc: GrpcFacts | None
     """Set when the exchange is a gRPC call."""
+    announced: bool
+    """Whether it was told of while it was under way; set by the engine's receiver."""
     websocket: bool
     """Whether it made the connection (in HTTP/2: its stream) one of WebSocket."""
     state: str
@@ -294,6 +300,7 @@ class HttpExchange:
         self.part_key = 0
         self.user = None
         self.grpc = None
+        self.announced = False
         self.websocket = False
         self.state = COMPLETE
         self.missing_bytes = 0

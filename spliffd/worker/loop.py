@@ -5,7 +5,7 @@ poll*); else the output goes out and the worker rests ``REST_SECONDS``, and afte
 arms the wake-up flag and blocks until a record, a message, or nothing comes (a *sleep cycle*). Between
 those the eBPF programs ask for no wake-ups at all, which is what a traced program pays most for.
 Exchanges that wait for their flow are looked after every ``RETRY_EVERY`` busy polls, and as soon as they
-are due when there is less to do: rests and sleeps are cut short for them, and for nothing else.
+are due when there is less to do: rests and sleeps are cut short for them, and for those that go on for long.
 
 The order "set armed, then poll()" is what loses no wake-up: the program reserves its record before it
 reads the flag, and poll() looks at the ring after the flag is set.
@@ -26,6 +26,7 @@ from spliffd.config import Access
 from spliffd.correlation.engine import Engine
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.correlation.flows import Kernel
+from spliffd.correlation.retry import NEVER
 from spliffd.counters import Region
 from spliffd.kernel.ring import Ring
 from spliffd.protocols.mask_command import mask_command
@@ -127,7 +128,7 @@ class Loop:
         n_busy, n_sleep = counters.index("busy_polls"), counters.index("sleep_cycles")
         n_records, n_passes = counters.index("records"), counters.index("iterations")
         ring, engine, output = self._ring, self._engine, self._output
-        waiting = engine.waiting
+        waiting, around = engine.waiting, engine.around
         empty = full = 0
         self._await_first_demand()
         self._clock()
@@ -150,6 +151,7 @@ class Loop:
                         self._clock()
                         self._tell_losses()
                         self._tell_nameless()
+                        around.look(time.monotonic_ns())
                     empty = 0
                     continue
                 empty = 0
@@ -164,6 +166,7 @@ class Loop:
             self._tell_nameless()
             if waiting.busy:
                 engine.retry(time.monotonic_ns())
+            around.look(time.monotonic_ns())
             if output.pending():
                 output.flush()
             if empty < EMPTY_PASSES:
@@ -178,11 +181,11 @@ class Loop:
         self._drain()
 
     def _until_due(self, limit: float | None) -> float | None:
-        """Milliseconds until the retry queue wants a look, ``limit`` at most; None: for ever."""
-        waiting = self._engine.waiting
-        if not waiting.busy:
+        """Milliseconds until something wants a look, ``limit`` at most; None: for ever."""
+        due = self._engine.next_ns()
+        if due == NEVER:
             return limit
-        left = max(0.0, (waiting.next_ns - time.monotonic_ns()) / 1_000_000)
+        left = max(0.0, (due - time.monotonic_ns()) / 1_000_000)
         return left if limit is None else min(limit, left)
 
     def _await_first_demand(self) -> None:
@@ -352,6 +355,7 @@ class Loop:
         self._demanded = True
         self._maker.demand = demand
         self._engine.wants_chunks = bool(demand.watchers and demand.messages)
+        self._engine.around.wanted = bool(demand.watchers and demand.progress)
         self._engine.watch_bodies()
 
     def _who(self, pid: int, start_ns: int, exec_id: int, facts: ConnectionFacts) -> None:

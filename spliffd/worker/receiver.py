@@ -16,7 +16,7 @@ from spliffd.correlation.flows import Finished
 from spliffd.counters import Region
 from spliffd.pb import spliff_pb2
 from spliffd.protocols.masking import Masker
-from spliffd.protocols.messages import HttpExchange
+from spliffd.protocols.messages import COMPLETE, IN_PROGRESS, HttpExchange
 from spliffd.protocols.websocket import WebSocketMessage
 from spliffd.worker.bodies import MAX_HELD, PART_BYTES, Bodies, Half
 from spliffd.worker.encode import connection_prefix, exchange_bytes, summary, traffic_piece
@@ -226,6 +226,31 @@ class FrameMaker:
                 whole=self._whole_bodies,
             )
         )
+
+    def progress(self, connection: Connection, exchange: HttpExchange) -> None:
+        """Tells once of an exchange that is under way, and sends on what is held of its bodies."""
+        if not (self.demand.watchers and self.demand.progress):
+            return
+        if not exchange.announced:
+            exchange.announced = True
+            self._name(exchange)
+            self._output.put(self._progress_frame(connection, exchange))
+        bodies: Bodies | None = exchange.user
+        if bodies is not None:
+            for half, is_response in ((bodies.request, False), (bodies.response, True)):
+                if half.size:
+                    self._part(connection, exchange, half, is_response=is_response)
+
+    def _progress_frame(self, connection: Connection, exchange: HttpExchange) -> ipc.Frame:
+        protocol = protocol_of(connection, exchange)
+        facts, state = connection.facts, exchange.state
+        exchange.state = IN_PROGRESS if state is COMPLETE else state
+        public, secret = exchange_bytes(
+            facts, exchange, protocol, facts.wire, 0, 0, self.wall_offset_ns, self._heads, self.demand.reveal
+        )
+        exchange.state = state
+        told = summary(facts, exchange, protocol, self.masker)
+        return ipc.Frame(ipc.PROGRESS, exchange.part_key, told, public, secret)
 
     def _name(self, exchange: HttpExchange) -> None:
         """Gives it the key that joins it with what goes out apart from it."""

@@ -195,3 +195,15 @@ def test_the_payload_of_a_chunk_that_only_some_may_see():
     assert delivery.has_body(reveal=True)
     assert item(delivery.with_bodies(0, 0).entry).chunk == pb.Chunk(size=7)
     assert item(delivery.with_bodies(4, 0, reveal=True).entry).chunk == pb.Chunk(size=7, data=b"hunt")
+
+
+def test_an_exchange_under_way_is_wrapped_and_secrets_join_it_where_they_may():
+    frame = exchange("/a", kind=ipc.PROGRESS, part_key=7)
+    frame.public = pb.Exchange(protocol="http1", part_key=7).SerializeToString()
+    frame.secret = pb.Exchange(revealed=[pb.Revealed(value="hunter2")]).SerializeToString()
+    delivery = Delivery(frame)
+
+    assert item(delivery.plain).progress.exchange == pb.Exchange(protocol="http1", part_key=7)
+    assert item(delivery.with_bodies(0, 0).entry).progress.exchange.protocol == "http1"
+    found = item(delivery.with_bodies(0, 0, reveal=True).entry).progress.exchange
+    assert (found.protocol, found.revealed[0].value) == ("http1", "hunter2")

@@ -75,6 +75,23 @@ async def test_handshakes_and_messages_come_only_when_asked_for(region):
     assert region.get("items_filtered") == 3
 
 
+async def test_exchanges_under_way_come_only_when_asked_for_and_when_they_match(region):
+    waiting = Delivery(ipc.Frame(ipc.PROGRESS, 1, summary(status=0, path="/a"), b""))
+    answered = Delivery(ipc.Frame(ipc.PROGRESS, 2, summary(status=200, path="/a"), b""))
+    status = Filter(pb.Filter(statuses=[pb.StatusRange(first=500, last=599)]))
+    plain = Subscriber(Wishes(messages=True), region)
+    wanted = Subscriber(Wishes(progress=True), region)
+    chosen = Subscriber(Wishes(progress=True, filter=status), region)
+    for one in (plain, wanted, chosen):
+        one.offer(waiting)
+        one.offer(answered)
+        one.close()
+
+    assert await plain.next() is None
+    assert kinds(await take(wanted)) == ["progress", "progress"]
+    assert kinds(await take(chosen)) == ["progress"]  # its status may still be one of those
+
+
 async def test_bodies_are_shed_before_items_are_dropped(region):
     subscriber = Subscriber(Wishes(bodies=True, queue_bytes=100_000), region)
     for number in range(1, 301):

@@ -39,7 +39,7 @@ def test_the_options_become_the_request(daemon, client, build):
                 pids=[5, 6], hosts=["*.example.com"], methods=["GET"],
                 statuses=[pb.StatusRange(first=200, last=299)],
             ),
-            bodies=True, body_limit=4096, handshakes=True, messages=True, queue_bytes=(1 << 64) - 1,
+            bodies=True, body_limit=4096, handshakes=True, messages=True, progress=True, queue_bytes=(1 << 64) - 1,
         )
     ]  # fmt: skip
 

@@ -36,6 +36,7 @@ class Recorder:
         """Wire hook, attempts, time waited."""
         self.handshakes: list[tuple[int, int, bool]] = []
         self.chunks: list[tuple[int, int, bytes, int]] = []
+        self.announced: list[tuple[HttpExchange, str]] = []
         self.messages: list[WebSocketMessage] = []
         self.processes: list[tuple[int, int, int]] = []
         self.bodies: list[tuple[bool, bytes]] | None = None
@@ -57,6 +58,11 @@ class Recorder:
         self, connection: Connection, direction: int, offset: int, data: bytes, size: int, now: int
     ) -> None:
         self.chunks.append((direction, offset, data, size))
+
+    def progress(self, connection: Connection, exchange: HttpExchange) -> None:
+        if not exchange.announced:
+            exchange.announced = True
+            self.announced.append((exchange, connection.facts.wire))
 
     def message(self, connection: Connection, message: WebSocketMessage) -> None:
         self.messages.append(message)
