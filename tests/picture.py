@@ -91,6 +91,9 @@ def draw(panel: dict, axes, prometheus: Prometheus, begin: int, end: int) -> Non
             axes.fill_between(times, floor, heights, alpha=0.35, linewidth=0)
             floor = heights
         axes.plot(times, heights, linewidth=1.2, label=name)
+    if not lines:
+        axes.plot(times, [0.0] * len(times), linewidth=1.2, label="nothing")
+    axes.set_xlim(times[0], times[-1])
     unit = panel["fieldConfig"]["defaults"].get("unit", "short")
     axes.yaxis.set_major_formatter(formatter(unit))
     axes.set_ylim(bottom=0, top=1.02 if unit == "percentunit" and not stacked else None)
