@@ -71,8 +71,9 @@ def test_what_is_finished_is_not_told_of_and_costs_one_look(stage):
 def test_it_looks_no_more_often_than_it_should(stage):
     tls = Tls(generation=stage.now + 2_000_000)
     stage.now = tls.now
-    stage.engine.around.look(stage.now)
-    stage.handle(tls.sent(get("/events")), tls.received(HEAD % b"text/event-stream"))
+    stage.handle(tls.sent(get("/events")))
+    assert look(stage, 0) == []
+    stage.handle(tls.received(HEAD % b"text/event-stream"))
     assert look(stage, LOOK_AROUND_NS - 1) == []
     assert look(stage, 1) == ["/events"]
 
