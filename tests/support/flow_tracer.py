@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import Self
 
-from spliffd.kernel import bpf, flows, links, runs
+from spliffd.kernel import bpf, flows, links, netlinks, rtnetlink, runs
 from spliffd.kernel import compile as compiler
 from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import FLOW_KEY, Maps
@@ -164,16 +164,19 @@ class FlowTracer:
         runs.iterate(self.programs.fd["seed_sockets"])
 
     def hook(self, namespace: Namespace, *interfaces: str) -> None:
-        """TC at both hooks of Ethernet interfaces (TCX links)."""
+        """TC at both hooks of Ethernet interfaces: TCX links, or the filters that go with the namespace."""
+        received, sent = self.programs.fd["tc_ingress_l2"], self.programs.fd["tc_egress_l2"]
         for interface in interfaces:
             index = namespace.index(interface)
             with inside(namespace):
-                for program, kind in (
-                    ("tc_ingress_l2", bpf.ATTACH_TCX_INGRESS),
-                    ("tc_egress_l2", bpf.ATTACH_TCX_EGRESS),
-                ):
-                    link = bpf.link_create(self.programs.fd[program], index, kind)
-                    self._attached.append(links.Attached([link]))
+                if netlinks.has_tcx(received):
+                    for program, egress in ((received, False), (sent, True)):
+                        link = netlinks.tcx_link(program, index, egress=egress)
+                        self._attached.append(links.Attached([link]))
+                else:
+                    requests = rtnetlink.Requests()
+                    netlinks.Clsact(requests, "test").attach(index, received, sent)
+                    requests.close()
 
     def flow(self, peer: Peer) -> flows.Flow | None:
         """The flow of a peer's socket."""

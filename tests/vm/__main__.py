@@ -1,15 +1,15 @@
 """``python -m tests.vm``: installs spliff's package in Debian on the kernels that people run, and tests it there.
 
 Takes names of kernel series; prints each machine's transcript, and at the end one line of totals; exits 0 when all
-passed, 1 when something failed. Where no machine can be made (no QEMU, no root, no packages), it says why and exits
-0: the tests are then not done, and the line says so. Each kernel is two sessions on one disk: from the saved
-state (install, use, break, upgrade) and, after a cold boot, the rest (boot, remove, purge).
+passed, 1 when something failed, and that is also a machine that ends without a word, a table in docs/kernels.md that
+is no longer true, or a second run (``--runs 2``) with another result than the first. Where no machine can be made (no
+QEMU, no root, another system than Debian 12), it says why and exits 0: the tests are then not done, and the line says
+so. JUnit, figures and consoles are in build/vm.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -17,34 +17,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ET
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from tests.support import package
 from tests.support.lab import REPOSITORY
-from tests.vm import machine, packages, report
-from tests.vm.image import Image, images
+from tests.vm import host, image, machine, outcome, packages, sessions
+from tests.vm.image import Image
 from tests.vm.precompile import precompile
 
 RESULTS = REPOSITORY / "build/vm"
-INSIDE = "tests/vm/inside"
-SESSION_SECONDS = 1500
-"""Ends a machine that hangs; a session takes three minutes on an idle host."""
-
-SESSIONS = (
-    ("state", ("test_1_package", "test_2_hardening", "test_3_wireguard", "test_4_cards", "test_5_recovery",
-               "test_6_upgrade")),
-    ("boot", ("test_7_boot", "test_8_removal")),
-)  # fmt: skip
-"""How each session's machine begins, and what runs in it, in this order."""
-
-PYTEST = (
-    "cd /src && PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "
-    "/src/.venv/bin/python -m pytest --config-file=/src/{inside}/pytest.ini --rootdir=/src/{inside} "
-    "--junitxml=/vm/junit-{name}.xml --tb=short --durations=5 -v {files}"
-)
+SESSION_SECONDS = 2400
+"""Ends a machine that hangs; a session takes three minutes on an idle host, and a host may be crowded."""
 
 begun = time.monotonic()
 
@@ -56,102 +40,110 @@ def say(who: str, text: str) -> None:
 
 def main() -> int:
     """Runs everything."""
+    options = _options()
+    try:
+        subprocess.run([REPOSITORY / "packaging/setup-vm.sh"], check=True)
+        packages.check_host()
+        found = image.images(options.kernels)
+    except (packages.CannotBuildError, subprocess.CalledProcessError) as error:
+        print(f"vm: NOT TESTED, no virtual machine can be made here: {error}", flush=True)
+        return 0
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    with ThreadPoolExecutor(1) as packing, ThreadPoolExecutor(options.jobs) as pool:
+        deb = packing.submit(_package, options.package)
+        with image.locked():
+            if wanted := [one for one in found if not one.state.exists()]:
+                image.make(wanted, say)
+        say("vm", f"package {deb.result().name}")
+        statuses = list(pool.map(lambda one: _runs(one, deb, options), found))
+    if options.command:
+        return max(statuses)
+    here = [] if options.files else host.ways(RESULTS / "host", say)
+    return outcome.conclude(
+        RESULTS, dict(zip(options.kernels, statuses, strict=True)), here, say, write=options.write_docs
+    )
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__.partition("\n")[0])
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=f"default: {' '.join(packages.KERNELS)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="machines at a time")
+    parser.add_argument("--runs", type=int, default=1, help="do it so often, and compare what came out")
     parser.add_argument("--package", type=Path, help="a .deb to test instead of the checkout's")
-    parser.add_argument("--files", nargs="+", metavar="NAME", help="only these, such as test_1_package")
+    parser.add_argument("--files", nargs="+", metavar="NAME", help="only these, such as 1_package")
     parser.add_argument(
         "--command", help="run this in a machine (restored from its state) instead of the tests"
     )
     parser.add_argument("--write-docs", action="store_true", help="write docs/kernels.md from what was found")
     options = parser.parse_args()
-    kernels = options.kernels or list(packages.KERNELS)
-    if unknown := set(kernels) - packages.KERNELS.keys():
+    options.kernels = options.kernels or list(packages.KERNELS)
+    if unknown := set(options.kernels) - packages.KERNELS.keys():
         parser.error(f"no kernel {', '.join(sorted(unknown))}: there are {', '.join(packages.KERNELS)}")
-    try:
-        subprocess.run([REPOSITORY / "packaging/setup-vm.sh"], check=True)
-        found = images(kernels, lambda text: say("vm", text))
-    except (packages.CannotBuildError, subprocess.CalledProcessError) as error:
-        print(f"vm: NOT TESTED, no virtual machine can be made here: {error}", flush=True)
-        return 0
-    deb = options.package or package.build()
-    say("vm", f"package {deb.name}")
-    with ThreadPoolExecutor(options.jobs) as pool:
-        statuses = list(pool.map(lambda image: _test(image, deb, options), found))
-    if options.command:
-        return max(statuses)
-    return _conclude(found, statuses, write=options.write_docs)
+    return options
 
 
-def _test(image: Image, deb: Path, options: argparse.Namespace) -> int:
-    """All sessions of one kernel; 0 when all passed."""
-    share = RESULTS / image.kernel
-    shutil.rmtree(share, ignore_errors=True)
-    share.mkdir(parents=True)
-    shutil.copy(deb, share)
-    with tempfile.TemporaryDirectory(prefix="spliff-vm-") as folder:
-        os.chmod(folder, 0o755)
-        precompile(image.vmlinux, deb, Path(folder) / "compiled")
-        shutil.copytree(Path(folder) / "compiled/programs", share / "programs")
-        newer_build(deb, Path(folder) / "newer", share / "newer.deb")
-        disk = machine.overlay(image.disk, Path(folder) / "disk.qcow2")
+def _package(given: Path | None) -> Path:
+    return given or package.build()
+
+
+def _runs(one: Image, deb: Future[Path], options: argparse.Namespace) -> int:
+    """All runs of one kernel, each from the same saved state; 0 when all passed."""
+    os.utime(one.folder)  # in use: see KEPT_SECONDS
+    with tempfile.TemporaryDirectory(prefix="spliff-vm-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        programs = precompile(one.vmlinux, deb.result(), folder / "compiled")
+        this, newer = folder / "spliff_this.deb", folder / "newer.deb"
+        repacked(deb.result(), folder / "this", this, "")
+        repacked(deb.result(), folder / "newer", newer, "+newer")
         worst = 0
-        for name, every in SESSIONS:
-            files = [file for file in every if not options.files or file in options.files]
-            if not files:
-                continue
-            paths = " ".join(f"/src/{INSIDE}/{file}.py" for file in files)
-            worst |= machine.run(
-                options.command or PYTEST.format(inside=INSIDE, name=name, files=paths),
-                vmlinux=image.vmlinux, initrd=image.initrd, disk=disk, share=share, source=REPOSITORY,
-                state=image.state if name == "state" else None, seconds=SESSION_SECONDS,
-                tell=lambda line: say(image.kernel, line),
-            )  # fmt: skip
-            if options.command or worst:
-                break  # a machine on which something went wrong is not what the next session is about
+        for run in range(1, options.runs + 1):
+            share = RESULTS / one.kernel / f"run-{run}"
+            share.mkdir(parents=True)
+            for file in (this, newer):
+                shutil.copy(file, share)
+            shutil.copytree(programs, share / "programs")
+            worst |= _sessions(one, share, folder, options)
     return worst
 
 
-def newer_build(deb: Path, work: Path, target: Path) -> None:
-    """The same package as a newer version; not compressed, because the guest would take half a minute for that."""
+def _sessions(one: Image, share: Path, folder: Path, options: argparse.Namespace) -> int:
+    """One run; a machine on which something went wrong is not what the next session of its disk is about."""
+    worst, broken = 0, set()
+    for session in sessions.SESSIONS:
+        files = [
+            file for file in session.files if not options.files or any(name in file for name in options.files)
+        ]
+        if not files or session.disk in broken:
+            continue
+        disk = folder / f"{session.disk}.qcow2"
+        if session.restored:
+            machine.overlay(one.disk, disk)
+        status = machine.run(
+            options.command or sessions.command(session, one.kernel, files),
+            vmlinux=one.vmlinux, initrd=one.initrd, disk=disk, share=share, source=REPOSITORY,
+            state=one.state if session.restored else None, seconds=SESSION_SECONDS,
+            tell=lambda line: say(one.kernel, line),
+        )  # fmt: skip
+        say(one.kernel, f"session {session.name} ended with status {status}")
+        worst = max(worst, status)
+        if status:
+            broken.add(session.disk)
+        if options.command:
+            break
+    return worst
+
+
+def repacked(deb: Path, work: Path, target: Path, suffix: str) -> None:
+    """The same package, not compressed: the guest would take half a minute for that. ``suffix`` makes it a newer one."""
     subprocess.run(["dpkg-deb", "-R", deb, work], check=True)
     control = work / "DEBIAN/control"
-    control.write_text(re.sub(r"(?m)^(Version: .*)$", r"\1+newer", control.read_text()))
+    control.write_text(re.sub(r"(?m)^(Version: .*)$", rf"\1{suffix}", control.read_text()))
     subprocess.run(
         ["dpkg-deb", "-Znone", "--root-owner-group", "-b", work, target],
         check=True,
         stdout=subprocess.DEVNULL,
     )
-
-
-def _conclude(found: list[Image], statuses: list[int], *, write: bool) -> int:
-    """Totals of all JUnit files in one line, and the table of figures."""
-    totals: Counter[str] = Counter()
-    for image, status in zip(found, statuses, strict=True):
-        files = sorted((RESULTS / image.kernel).glob("junit-*.xml"))
-        for file in files:
-            for case in ET.parse(file).getroot().iter("testcase"):
-                outcome = {child.tag for child in case} & {"failure", "error", "skipped"}
-                totals[
-                    {"skipped": "skipped"}.get(next(iter(outcome), ""), "failed") if outcome else "passed"
-                ] += 1
-        if status >= machine.TIMED_OUT:
-            totals["failed"] += 1  # the machine ended without a word: whatever was running did not pass
-        say(image.kernel, f"status {status}, {len(files)} of {len(SESSIONS)} sessions")
-    lines = [
-        json.loads(line)
-        for image in found
-        for line in (RESULTS / image.kernel / "figures.jsonl").read_text().splitlines()
-        if (RESULTS / image.kernel / "figures.jsonl").exists()
-    ]
-    text = report.table(lines)
-    (RESULTS / "kernels.md").write_text(text)
-    if write:
-        (REPOSITORY / "docs/kernels.md").write_text(text)
-    say("vm", f"figures in {(RESULTS / 'kernels.md').relative_to(REPOSITORY)}")
-    print(f"{totals['passed']} passed, {totals['failed']} failed, {totals['skipped']} skipped", flush=True)
-    return int(bool(totals["failed"]) or any(statuses))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,15 @@ where its packages came from.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +73,11 @@ class Image:
         return self.folder / "state"
 
 
-Step = Callable[[str], None]
-"""Told what is being done."""
+Step = Callable[[str, str], None]
+"""Told who does what."""
+
+KEPT_SECONDS = 86400
+"""Images of another key than today's go after a day."""
 
 
 def cache_folder() -> Path:
@@ -82,27 +88,43 @@ def cache_folder() -> Path:
     )
 
 
-def images(kernels: list[str], say: Step) -> list[Image]:
-    """Images of these kernels, those that are not in the cache made anew."""
-    packages.check_host()
+def images(kernels: list[str]) -> list[Image]:
+    """Where the images of these kernels are, or will be."""
     names = {name: packages.image_package(name) for name in kernels}
-    found = [Image(name, cache_folder() / f"{names[name]}-{_key(names[name])}") for name in kernels]
-    wanted = [image for image in found if not image.state.exists()]
-    if wanted:
-        with _scratch() as scratch:
-            say("Debian from its packages")
-            _root(scratch / "root")
-            for image in wanted:
-                say(f"disk with {names[image.kernel]}")
-                _build(image, names[image.kernel], scratch)
-        shutil.rmtree(cache_folder() / "root", ignore_errors=True)
-    for image in wanted:
-        say(f"first boot of {image.kernel}, state saved")
-        save_state(image.vmlinux, image.initrd, image.base, image.disk, image.state)
-        for old in cache_folder().glob(f"linux-image-{image.kernel}.*"):
-            if old != image.folder and old not in {one.folder for one in found}:
-                shutil.rmtree(old)
-    return found
+    return [Image(name, cache_folder() / f"{names[name]}-{_key(names[name])}") for name in kernels]
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """One at a time makes images: another run waits, and finds them made."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with (cache_folder() / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def make(wanted: list[Image], say: Step) -> None:
+    """Disks and saved states of these images, side by side."""
+    with _scratch() as scratch, ThreadPoolExecutor() as pool:
+        say("vm", "Debian from its packages")
+        root = pool.submit(_root, scratch / "root")
+        list(pool.map(lambda image: _make(image, root, scratch, say), wanted))
+
+
+def _make(image: Image, root: Future[Path], scratch: Path, say: Step) -> None:
+    package = packages.image_package(image.kernel)
+    work = scratch / image.kernel
+    work.mkdir()
+    kernel.unpack(*packages.download(work, package, "busybox-static"), work / "kernel")
+    say(image.kernel, f"unpacked {package}")
+    _disk(image, root.result(), work)
+    say(image.kernel, "first boot")
+    save_state(image.vmlinux, image.initrd, image.base, image.disk, image.state)
+    say(image.kernel, "state saved")
+    for old in cache_folder().glob(f"linux-image-{image.kernel}.*"):
+        # Not one that another checkout may be running from.
+        if old != image.folder and time.time() - old.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _key(package: str) -> str:
@@ -125,39 +147,29 @@ def _scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _root(folder: Path) -> None:
-    """Debian without a kernel. Packages fetched once are kept in the cache."""
-    debs = cache_folder() / "debs"
-    debs.mkdir(parents=True, exist_ok=True)
+def _root(folder: Path) -> Path:
+    """Debian without a kernel."""
     excluded = [
         f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "locale", "doc", "info", "lintian")
     ]
-    archives = "var/cache/apt/archives"
     done = subprocess.run(
-        [
-            "mmdebstrap", "--quiet", "--variant=minbase", "--format=directory", *excluded,
-            f"--include={','.join(packages.ROOT_PACKAGES)}", "--skip=essential/unlink",
-            f'--setup-hook=mkdir -p "$1/{archives}"; cp -a {debs}/*.deb "$1/{archives}/" 2>/dev/null || true',
-            f'--customize-hook=cp -an "$1"/{archives}/*.deb {debs}/',
-            packages.CODENAME, folder, packages.sources(),
-        ],
+        ["mmdebstrap", "--quiet", "--variant=minbase", "--format=directory", *excluded,
+         f"--include={','.join(packages.ROOT_PACKAGES)}", packages.CODENAME, folder, packages.sources()],
         env={**os.environ, "TMPDIR": str(folder.parent)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise packages.CannotBuildError(f"mmdebstrap: {done.stderr.strip()[-500:]}")
+        raise RuntimeError(f"mmdebstrap: {done.stderr.strip()[-2000:]}")
     shutil.rmtree(folder / "etc/apt/sources.list.d")
     (folder / "etc/apt/sources.list.d").mkdir()
     (folder / "etc/apt/sources.list").unlink(missing_ok=True)
+    return folder
 
 
-def _build(image: Image, package: str, scratch: Path) -> None:
+def _disk(image: Image, root: Path, work: Path) -> None:
     """The disk of one kernel; the root is shared by hard links, and each file replaced, never written."""
-    work = scratch / image.kernel
-    debs = packages.download(cache_folder() / "debs", package, "busybox-static")
-    kernel.unpack(debs[0], debs[1], work)
     top = work / "root"
-    subprocess.run(["cp", "-al", scratch / "root", top], check=True)
-    for tree in (work / "tree", HERE / "guest"):
+    subprocess.run(["cp", "-al", root, top], check=True)
+    for tree in (work / "kernel/tree", HERE / "guest"):
         subprocess.run(
             ["cp", "-a", "--remove-destination", "--no-preserve=ownership", f"{tree}/.", top], check=True
         )
@@ -178,10 +190,10 @@ def _build(image: Image, package: str, scratch: Path) -> None:
     image.base.unlink(missing_ok=True)
     # Without a journal: what a test machine writes need not survive a crash.
     subprocess.run(
-        ["mke2fs", "-q", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-L", "root", "-d", top, image.base,
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-L", "root", "-d", top, image.base,
          f"{DISK_MEGABYTES}M"],
-        check=True,
+        check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    shutil.copy(work / "vmlinux", image.vmlinux)
-    shutil.copy(work / "initrd.img", image.initrd)
+    shutil.copy(work / "kernel/vmlinux", image.vmlinux)
+    shutil.copy(work / "kernel/initrd.img", image.initrd)
     shutil.rmtree(work)

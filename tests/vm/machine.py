@@ -1,8 +1,8 @@
 """Runs a virtual machine under QEMU's software emulation: parks one, restores it in 2 s, runs a command in it.
 
 Takes the files of an image and a shell command; returns the command's exit status. The command runs as root under
-the guest's systemd, after multi-user.target, with two folders of the host: ``/src`` (the checkout, read-only) and
-``/vm`` (the run's own). Nothing of a run is kept but what it writes to ``/vm``, unless ``disk`` is given.
+the guest's systemd, after multi-user.target, with folders of the host: ``/src`` (the checkout) and ``/venv`` (its
+virtual environment), read-only, and ``/vm`` (the run's own). Nothing of a run is kept but what it writes to ``/vm``, unless ``disk`` is given.
 
 One processor, always: with two, QEMU's emulation runs them in threads of their own and is not safe against the
 kernel patching its text (static keys, kprobes), which is what eBPF does all the time ("Oops: int3" within a
@@ -30,6 +30,9 @@ BOOT_SECONDS = 180
 
 TIMED_OUT, NO_STATUS = 124, 125
 """What ``run`` returns when the machine was ended, or ended itself without a word (a kernel panic)."""
+
+STARTED = b"VM-STARTED"
+"""What the guest says when it has its shares and begins with the command (guest/usr/lib/vm/run)."""
 
 DEVICES = (
     *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", "1", "-m", str(MEGABYTES)),
@@ -93,10 +96,12 @@ def run(
 ) -> int:
     """Runs ``command`` in the machine and returns its status; each line that it prints is given to ``tell``.
 
+    ``started`` in ``share`` tells the guest how many seconds there were from QEMU's start to the command's.
+
     ``disk`` is written to: make it an ``overlay``. Without ``state`` the machine boots from it.
     """
     share.mkdir(parents=True, exist_ok=True)
-    for name in ("status", "monitor"):
+    for name in ("status", "monitor", "started"):
         (share / name).unlink(missing_ok=True)
     (share / "command").write_text(command + "\n")
     more = list(devices)
@@ -107,6 +112,7 @@ def run(
         more += ["-incoming", f"exec:cat {shlex.quote(str(state))}"]
     line = "vm.park" if state is not None else ""
     go = f"pipe,path={share}/go" if state is not None else "null"
+    begun = time.monotonic()
     # Its own session: a Ctrl-C is for us, and we end it.
     qemu = subprocess.Popen(
         ["timeout", "-k", "5", str(int(seconds)),
@@ -118,9 +124,9 @@ def run(
             with open(os.open(share / "go.in", os.O_RDWR), "w") as port:
                 port.write(f"go {int(time.time())}\n")
                 port.flush()
-                _read(qemu, tell)
+                _read(qemu, share, begun, tell)
         else:
-            _read(qemu, tell)
+            _read(qemu, share, begun, tell)
     finally:
         if qemu.poll() is None:
             qemu.terminate()  # timeout(1) passes it on
@@ -144,11 +150,14 @@ def _overlay(below: Path, kind: str, disk: Path) -> None:
     )
 
 
-def _read(qemu: subprocess.Popen[bytes], tell: Callable[[str], None]) -> None:
+def _read(qemu: subprocess.Popen[bytes], share: Path, begun: float, tell: Callable[[str], None]) -> None:
     assert qemu.stdout is not None
     with qemu.stdout as out:
         for line in out:
-            tell(line.decode(errors="replace").rstrip())
+            if line.strip() == STARTED:
+                (share / "started").write_text(f"{time.monotonic() - begun:.1f}")
+            else:
+                tell(line.decode(errors="replace").rstrip())
 
 
 def _wait(qemu: subprocess.Popen[bytes], condition: Callable[[], bool], console: Path) -> None:
@@ -174,6 +183,9 @@ def _command(
     def shared(folder: Path, tag: str, more: str = "") -> list[str]:
         return ["-virtfs", f"local,path={folder},mount_tag={tag},security_model=none,multidevs=remap{more}"]
 
+    # Wherever it lies: the guest could not follow a link that leads out of its share.
+    venv = (source / ".venv").resolve() if (source / ".venv").exists() else source
+
     def port(name: str, backend: str) -> list[str]:
         return ["-chardev", f"{backend},id={name}", "-device", f"virtserialport,chardev={name},name={name}"]
 
@@ -182,7 +194,7 @@ def _command(
         "-append", f"{KERNEL_LINE} {line}",
         "-drive", f"if=none,id=hd,file={disk},format=qcow2,cache=unsafe{',snapshot=on' if temporary else ''}",
         "-device", "virtio-blk-pci,drive=hd",
-        *shared(share, "vm"), *shared(source, "src", ",readonly=on"),
+        *shared(share, "vm"), *shared(source, "src", ",readonly=on"), *shared(venv, "venv", ",readonly=on"),
         "-serial", f"file:{share}/console.log", "-device", "virtio-serial-pci",
         # Not stdio: its end of file closes the port, and the guest blocks.
         *port("out", "file,path=/dev/stdout,append=on"), *port("go", go),

@@ -70,24 +70,22 @@ def image_package(kernel: str) -> str:
     told = _apt("apt-cache", "depends", "--important", KERNELS[kernel])
     found = re.search(r"Depends: (linux-image-\S+)", told)
     if not found:
-        raise CannotBuildError(f"apt knows no kernel {kernel}: run apt-get update")
+        raise CannotBuildError(f"apt has no package for kernel {kernel}: {KERNELS[kernel]}")
     return found[1]
 
 
 def download(folder: Path, *names: str) -> list[Path]:
-    """Fetches packages into ``folder`` unless they are there; returns their files in order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name in names:
-        if not (there := sorted(folder.glob(f"{name}_*.deb"))):
-            _apt("apt-get", "-q", "download", name, cwd=folder)
-            there = sorted(folder.glob(f"{name}_*.deb"))
-        files.append(there[-1])
-    return files
+    """Fetches packages into ``folder``; returns their files in order."""
+    _apt("apt-get", "-q", "download", *names, cwd=folder)
+    return [next(folder.glob(f"{name}_*.deb")) for name in names]
 
 
 def _apt(*command: str, cwd: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise CannotBuildError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-300:]}")
-    return done.stdout
+    """Lists that are missing or older than what the archive has are fetched anew, once."""
+    for update in (False, True):
+        if update:
+            subprocess.run(["apt-get", "update", "-qq"], capture_output=True, check=False)
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return done.stdout
+    raise CannotBuildError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-300:]}")

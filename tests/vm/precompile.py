@@ -22,8 +22,8 @@ assert list(folder.glob("*.programs")), "nothing was kept"
 """
 
 
-def precompile(vmlinux: Path, package: Path, folder: Path) -> None:
-    """Fills ``folder`` from the ``.deb`` in ``package``; takes some seconds."""
+def precompile(vmlinux: Path, package: Path, folder: Path) -> Path:
+    """Works in ``folder``, from the ``.deb`` in ``package``; returns the folder of programs; takes some seconds."""
     user = pwd.getpwnam("spliff")
     unpacked = folder / "package"
     kept = folder / "programs"
@@ -38,6 +38,7 @@ def precompile(vmlinux: Path, package: Path, folder: Path) -> None:
         ["/usr/bin/python3", "-B", "-c", PROGRAM, str(user.pw_uid), str(user.pw_gid), str(btf), str(kept)],
         cwd="/", env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"}, check=True, timeout=300,
     )  # fmt: skip
+    return kept
 
 
 def section(elf: bytes, name: bytes) -> bytes:

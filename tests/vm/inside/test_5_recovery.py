@@ -27,9 +27,9 @@ from tests.vm.inside.guest import (
     watching,
 )
 
-START_SECONDS = 90
+START_SECONDS = 240
 """Of a start under emulation, on a busy host; 8 s on a quiet one."""
-WATCHDOG_SECONDS = 10
+WATCHDOG_SECONDS = 15
 GROUP = Path("/sys/fs/cgroup/system.slice") / UNIT
 
 
@@ -42,10 +42,10 @@ def server():
 
 
 class Load:
-    """Requests without a pause, in connections of their own; none may fail."""
+    """Requests in connections of their own, with pauses that let others live; none may fail."""
 
     def __init__(self, server: str) -> None:
-        self._url = f"{server}/load?[1-20]"
+        self._url = f"{server}/load?[1-10]"
         self._stop = threading.Event()
         self.count = 0
         self.error: BaseException | None = None
@@ -57,7 +57,8 @@ class Load:
             while not self._stop.is_set():
                 _, told = fetch(self._url, "-H", "Connection: close")
                 assert {line.split()[0] for line in told.splitlines()} == {"200"}
-                self.count += 20
+                self.count += 10
+                self._stop.wait(0.5)
         except BaseException as error:
             self.error = error
 
@@ -88,7 +89,7 @@ def test_restarted_under_load(server):
     count = load.stop()
     assert count >= 20
     figure("restart under load", f"{taken:.1f} s, {count} requests meanwhile, none failed; captures at once")
-    wait_for(lambda: "Deactivated successfully" in journal(), 5, "a clean end")
+    wait_for(lambda: "Deactivated successfully" in journal(), 60, "a clean end")
 
 
 def test_a_daemon_that_hangs_is_killed_and_comes_back(server):
@@ -111,7 +112,7 @@ def test_the_supervisor_is_killed(server):
     children = [pid_of("worker"), pid_of("api")]
     began = time.monotonic()
     run("systemctl", "kill", "--signal=KILL", "--kill-who=main", UNIT)
-    wait_for(lambda: int(show("NRestarts")) > restarts, 30, "a restart by systemd")
+    wait_for(lambda: int(show("NRestarts")) > restarts, 120, "a restart by systemd")
     for pid in children:
         assert not Path(f"/proc/{pid}").exists() or pid not in (pid_of("worker"), pid_of("api"))
     wait_for(is_ready, START_SECONDS, "ready again")
@@ -125,10 +126,10 @@ def test_a_child_is_killed(server, part):
     main, old = pid_of("supervisor"), pid_of(part)
     began = time.monotonic()
     os.kill(old, signal.SIGKILL)
-    wait_for(lambda: pid_of(part) not in (0, old), 30, f"another {part}")
+    wait_for(lambda: pid_of(part) not in (0, old), 120, f"another {part}")
     with contextlib.suppress(OSError):  # nobody answers while the api is away
         metric("spliff_subscribers_total")
-    wait_for(answers, 60, "an answer")
+    wait_for(answers, 120, "an answer")
     captures(server, f"{part}-killed")
     assert (pid_of("supervisor"), is_ready()) == (main, True)
     figure(

@@ -21,7 +21,7 @@ LATE = "late-network.service"
 
 
 def test_it_was_started_by_the_boot_before_the_network():
-    wait_for(is_ready, 120, "the boot's own start")
+    wait_for(is_ready, 300, "the boot's own start")
     assert show("NRestarts") == "0"
     ready = int(show("ActiveEnterTimestampMonotonic"))
     started = int(show("InactiveExitTimestampMonotonic"))

@@ -32,7 +32,7 @@ def test_removed_it_runs_no_more():
     assert not Path("/run/spliff").exists()
     assert run("systemctl", "is-active", UNIT, code=None).strip() == "inactive"
     assert Path("/etc/spliff/spliffd.toml").exists()
-    wait_for(lambda: held() == (0, 0), 10, f"no program and no link (were {programs}, {links}; are {held()})")
+    wait_for(lambda: held() == (0, 0), 60, f"no program and no link (were {programs}, {links}; are {held()})")
     assert "clsact" not in run("tc", "qdisc", "show")
     figure("removal", f"{programs} programs and {links} links before, none after; no qdisc of ours")
 

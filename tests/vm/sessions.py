@@ -1,0 +1,68 @@
+"""What runs in a machine: sessions of pytest, each from a saved state or a cold boot.
+
+``SESSIONS`` is a table; ``command`` makes the line for the guest's shell. "ways" runs the tests of the checkout's own
+layers (kernel, spine, golden thread) as they are run on the host, on the ways of this kernel; "package" and "boot" are
+an administrator's life with the package on one disk: install, use, break, upgrade; then boot, remove, purge.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import NamedTuple
+
+INSIDE = "tests/vm/inside"
+
+FRESH = 23
+"""Fresh processes of a test that counts them; emulation is twenty times slower than the host, where it is 1,009."""
+
+
+class Session(NamedTuple):
+    """One machine's life."""
+
+    name: str
+    restored: bool
+    """From the saved state; else booted."""
+    disk: str
+    """Sessions of one name go on with what the one before has left."""
+    before: str
+    """Shell commands that the tests need."""
+    options: str
+    files: tuple[str, ...]
+    """Below the checkout, in this order; a file or one of its tests."""
+
+
+PACKAGE_LIFE = f"--config-file=/src/{INSIDE}/pytest.ini --rootdir=/src/{INSIDE}"
+
+SESSIONS = (
+    Session(
+        "ways", True, "ways",
+        f"export SPLIFF_PROGRAMS=/vm/programs FRESH={FRESH} PYTEST_DISABLE_PLUGIN_AUTOLOAD=1; systemd-sysusers /src/packaging/systemd/spliff.sysusers; "
+        "mkdir -m 700 /var/cache/spliff; cp /vm/programs/* /var/cache/spliff/",
+        f"--config-file=/src/{INSIDE}/pytest.ini --rootdir=/src",
+        ("tests/vm/ways/test_fallbacks.py", "tests/vm/ways/test_daemon.py", "tests/kernel/test_packets.py",
+         "tests/kernel/test_flow_lookup.py", "tests/kernel/test_occupancy.py", "tests/kernel/test_records.py",
+         "tests/kernel/test_flow_life.py::test_both_ends_from_open_to_close",
+         "tests/kernel/test_flow_life.py::test_connections_older_than_the_programs_are_seeded",
+         "tests/kernel/test_boundaries.py::test_reused_pointers_are_different_connections",
+         "tests/kernel/test_boundaries.py::test_a_killed_process_ends_its_connections"),
+    ),
+    Session(
+        "package", True, "life", "export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1", PACKAGE_LIFE,
+        tuple(f"{INSIDE}/test_{name}.py" for name in ("1_package", "2_hardening", "3_wireguard", "4_cards",
+                                                      "5_recovery", "6_upgrade")),
+    ),
+    Session(
+        "boot", False, "life", "export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1", PACKAGE_LIFE,
+        tuple(f"{INSIDE}/test_{name}.py" for name in ("7_boot", "8_removal")),
+    ),
+)  # fmt: skip
+
+
+def command(session: Session, kernel: str, files: list[str]) -> str:
+    """For the guest's shell: its status is pytest's."""
+    paths = " ".join(shlex.quote(f"/src/{file}") for file in files)
+    return (
+        f"export PYTHONDONTWRITEBYTECODE=1\n{session.before}\ncd /src || exit\n"
+        f"/venv/bin/python -m pytest {session.options} --junitxml=/vm/junit-{session.name}.xml "
+        f"-o junit_suite_name=vm-{kernel}-{session.name} -o junit_family=xunit1 --tb=short --durations=8 -v {paths}"
+    )
