@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support import package
@@ -35,7 +36,7 @@ begun = time.monotonic()
 
 def say(who: str, text: str) -> None:
     """A line of the transcript, with seconds since the beginning."""
-    print(f"{time.monotonic() - begun:6.1f} {who:<5} {text}", flush=True)
+    print(f"{time.monotonic() - begun:6.1f} {who:<12} {text}", flush=True)
 
 
 def main() -> int:
@@ -55,13 +56,43 @@ def main() -> int:
             if wanted := [one for one in found if not one.state.exists()]:
                 image.make(wanted, say)
         say("vm", f"package {deb.result().name}")
-        statuses = list(pool.map(lambda one: _runs(one, deb, options), found))
+        with tempfile.TemporaryDirectory(prefix="spliff-vm-") as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+            guests = list(pool.map(lambda one: Guest.prepare(one, deb.result(), folder / one.kernel), found))
+            # The longest first: what is left then fits beside.
+            lives = [(guest, disk) for disk in sessions.DISKS for guest in guests]
+            statuses = list(pool.map(lambda life: _runs(*life, options), lives))
     if options.command:
         return max(statuses)
     here = [] if options.files else host.ways(RESULTS / "host", say)
-    return outcome.conclude(
-        RESULTS, dict(zip(options.kernels, statuses, strict=True)), here, say, write=options.write_docs
-    )
+    wrong = [
+        f"kernel {guest.image.kernel}, {disk}: status {status}"
+        for (guest, disk), status in zip(lives, statuses, strict=True)
+        if status
+    ]
+    return outcome.conclude(RESULTS, wrong, here, say, write=options.write_docs)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What the machines of one kernel are given."""
+
+    image: Image
+    folder: Path
+    programs: Path
+    """Compiled for this kernel."""
+    debs: tuple[Path, ...]
+
+    @classmethod
+    def prepare(cls, one: Image, deb: Path, folder: Path) -> Guest:
+        """Works in ``folder``, which must not exist."""
+        folder.mkdir()
+        os.utime(one.folder)  # in use: see KEPT_SECONDS
+        this, newer = folder / "spliff_this.deb", folder / "newer.deb"
+        repacked(deb, folder / "this", this, "")
+        repacked(deb, folder / "newer", newer, "+newer")
+        return cls(one, folder, precompile(one.vmlinux, deb, folder / "compiled"), (this, newer))
 
 
 def _options() -> argparse.Namespace:
@@ -86,52 +117,44 @@ def _package(given: Path | None) -> Path:
     return given or package.build()
 
 
-def _runs(one: Image, deb: Future[Path], options: argparse.Namespace) -> int:
-    """All runs of one kernel, each from the same saved state; 0 when all passed."""
-    os.utime(one.folder)  # in use: see KEPT_SECONDS
-    with tempfile.TemporaryDirectory(prefix="spliff-vm-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        programs = precompile(one.vmlinux, deb.result(), folder / "compiled")
-        this, newer = folder / "spliff_this.deb", folder / "newer.deb"
-        repacked(deb.result(), folder / "this", this, "")
-        repacked(deb.result(), folder / "newer", newer, "+newer")
-        worst = 0
-        for run in range(1, options.runs + 1):
-            share = RESULTS / one.kernel / f"run-{run}"
-            share.mkdir(parents=True)
-            for file in (this, newer):
-                shutil.copy(file, share)
-            shutil.copytree(programs, share / "programs")
-            worst |= _sessions(one, share, folder, options)
+def _runs(guest: Guest, disk: str, options: argparse.Namespace) -> int:
+    """All runs of the sessions on one disk, each from the same saved state; 0 when all passed."""
+    worst = 0
+    for run in range(1, options.runs + 1):
+        share = RESULTS / guest.image.kernel / f"run-{run}" / disk
+        share.mkdir(parents=True)
+        for file in guest.debs:
+            shutil.copy(file, share)
+        shutil.copytree(guest.programs, share / "programs")
+        for session in sessions.SESSIONS:
+            files = [
+                file
+                for file in session.files
+                if not options.files or any(name in file for name in options.files)
+            ]
+            if session.disk == disk and files and not options.command:
+                line = sessions.command(session, guest.image.kernel, files)
+                worst = max(worst, _session(guest, session, share, line))
+                if worst:
+                    break  # a machine on which something went wrong is not what the next is about
+        if options.command and disk == sessions.DISKS[0]:
+            worst = max(worst, _session(guest, sessions.SESSIONS[0], share, options.command))
     return worst
 
 
-def _sessions(one: Image, share: Path, folder: Path, options: argparse.Namespace) -> int:
-    """One run; a machine on which something went wrong is not what the next session of its disk is about."""
-    worst, broken = 0, set()
-    for session in sessions.SESSIONS:
-        files = [
-            file for file in session.files if not options.files or any(name in file for name in options.files)
-        ]
-        if not files or session.disk in broken:
-            continue
-        disk = folder / f"{session.disk}.qcow2"
-        if session.restored:
-            machine.overlay(one.disk, disk)
-        status = machine.run(
-            options.command or sessions.command(session, one.kernel, files),
-            vmlinux=one.vmlinux, initrd=one.initrd, disk=disk, share=share, source=REPOSITORY,
-            state=one.state if session.restored else None, seconds=SESSION_SECONDS,
-            tell=lambda line: say(one.kernel, line),
-        )  # fmt: skip
-        say(one.kernel, f"session {session.name} ended with status {status}")
-        worst = max(worst, status)
-        if status:
-            broken.add(session.disk)
-        if options.command:
-            break
-    return worst
+def _session(guest: Guest, session: sessions.Session, share: Path, line: str) -> int:
+    """One machine's life, in which ``line`` is run."""
+    one = guest.image
+    disk = guest.folder / f"{session.disk}.qcow2"
+    if session.restored:
+        machine.overlay(one.disk, disk)
+    who = f"{one.kernel} {session.name}"
+    status = machine.run(
+        line, vmlinux=one.vmlinux, initrd=one.initrd, disk=disk, share=share, source=REPOSITORY,
+        state=one.state if session.restored else None, seconds=SESSION_SECONDS, tell=lambda text: say(who, text),
+    )  # fmt: skip
+    say(who, f"ended with status {status}")
+    return status
 
 
 def repacked(deb: Path, work: Path, target: Path, suffix: str) -> None:

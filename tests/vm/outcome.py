@@ -1,6 +1,6 @@
 """What came of all sessions: one JUnit file, one line of totals, the page about kernels, and whether runs agree.
 
-Takes the folder of results, KERNEL/run-N/ with junit-*.xml and figures.jsonl of each; returns the exit status.
+Takes the folder of results, KERNEL/run-N/DISK/ with junit-*.xml and figures.jsonl of each; returns the exit status.
 """
 
 from __future__ import annotations
@@ -12,37 +12,31 @@ from pathlib import Path
 
 from tests.support.lab import REPOSITORY
 from tests.vm import report
-from tests.vm.sessions import SESSIONS
 
 PAGE = REPOSITORY / "docs/kernels.md"
 
 
 def conclude(
     results: Path,
-    statuses: Mapping[str, int],
+    wrong: list[str],
     here: list[report.Figure],
     say: Callable[[str, str], None],
     *,
     write: bool,
 ) -> int:
-    """Writes junit.xml and kernels.md; 0 when everything passed that was begun, and nothing contradicts."""
+    """Writes junit.xml and kernels.md; 0 when nothing failed, nothing contradicts and ``wrong`` was empty already."""
     outcomes = {path: _cases(path) for path in sorted(results.glob("**/junit-*.xml"))}
     totals = Counter(outcome for cases in outcomes.values() for outcome in cases.values())
     _merge(list(outcomes), results / "junit.xml")
-    wrong: list[str] = []
     figures = list(here)
-    for kernel, status in statuses.items():
-        runs = sorted((results / kernel).glob("run-*"))
-        for run in runs:
-            names = [path.stem for path in outcomes if path.parent == run]
-            say(kernel, f"{run.name}: {len(names)} of {len(SESSIONS)} sessions reported")
-        if status:
-            wrong.append(f"kernel {kernel}: status {status}")
-        said = [report.read(run / "figures.jsonl") for run in runs]
-        figures += said[0]
-        for run, again in zip(runs[1:], said[1:], strict=True):
-            wrong += _disagreements(runs[0], run, outcomes)
-            wrong += [f"{run.name}: {line}" for line in report.differences(report.page(said[0]), again)]
+    for folder in sorted(results.glob("*/run-1")):
+        said = _figures(folder)
+        figures += said
+        for again in sorted(set(folder.parent.glob("run-*")) - {folder}):
+            wrong += _disagreements(folder, again, outcomes)
+            wrong += [
+                f"{again.name}: {line}" for line in report.differences(report.page(said), _figures(again))
+            ]
     text = report.page(figures)
     (results / "kernels.md").write_text(text)
     if write:
@@ -64,6 +58,10 @@ def _cases(file: Path) -> dict[str, str]:
         outcome = "passed" if not bad else "skipped" if bad == {"skipped"} else "failed"
         found[f"{case.get('classname')}.{case.get('name')}"] = outcome
     return found
+
+
+def _figures(run: Path) -> list[report.Figure]:
+    return [one for file in sorted(run.glob("*/figures.jsonl")) for one in report.read(file)]
 
 
 def _disagreements(first: Path, again: Path, outcomes: Mapping[Path, dict[str, str]]) -> list[str]:

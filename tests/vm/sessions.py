@@ -57,6 +57,9 @@ SESSIONS = (
     ),
 )  # fmt: skip
 
+DISKS = ("life", "ways")
+"""Longest first."""
+
 
 def command(session: Session, kernel: str, files: list[str]) -> str:
     """For the guest's shell: its status is pytest's."""

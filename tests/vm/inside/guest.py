@@ -27,6 +27,7 @@ DAEMON_PATTERNS = {
     "supervisor": "/opt/spliff/bin/spliffd",
     "worker": "spliffd: worker 0",
     "api": "spliffd: api",
+    "inspector": "spliffd.targets.inspector",
 }
 
 
@@ -96,7 +97,7 @@ def trouble(since: str) -> list[str]:
 
 
 def pid_of(part: str) -> int:
-    """Process id of ``supervisor``, ``worker`` or ``api``; 0 when there is none."""
+    """Process id of ``supervisor``, ``worker``, ``api`` or ``inspector``; 0 when there is none."""
     if part == "supervisor":
         return int(show("MainPID"))
     wanted = DAEMON_PATTERNS[part]
@@ -104,7 +105,7 @@ def pid_of(part: str) -> int:
     with contextlib.suppress(OSError):
         for pid in group.read_text().split():
             with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode() == wanted:
+                if wanted in Path(f"/proc/{pid}/cmdline").read_bytes().decode():
                     return int(pid)
     return 0
 

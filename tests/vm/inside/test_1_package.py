@@ -41,6 +41,13 @@ def server():
     made.wait()
 
 
+def test_the_machine_was_restored_not_booted():
+    seconds = (SHARE / "started").read_text()
+    figure("restored", f"{seconds} s from QEMU's start to the first command")
+    assert "vm.park" in Path("/proc/cmdline").read_text()
+    assert run("systemctl", "is-system-running", code=None).strip() == "running"
+
+
 def test_apt_installs_it_and_systemd_starts_it():
     kept = Path("/var/cache/spliff")
     if (

@@ -10,11 +10,12 @@ import errno
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.vm.inside.guest import PYTHON, figure, pid_of, run, sh, show
+from tests.vm.inside.guest import PYTHON, figure, pid_of, run, sh, show, wait_for
 
 UNIT_FILE = Path("/lib/systemd/system/spliffd.service")
 ATTEMPT_UNIT = Path("/run/systemd/system/attempt.service")
@@ -143,21 +144,62 @@ def status(text: str) -> dict[str, str]:
 POSITION = ("CapEff", "CapPrm", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters")
 
 
-@pytest.mark.parametrize(("part", "user"), [("supervisor", 0), ("worker", None), ("api", None)])
-def test_the_real_processes(part, user):
-    found = status(Path(f"/proc/{pid_of(part)}/status").read_text())
+def said(part: str, found: dict[str, str]) -> None:
+    figure(
+        part,
+        f"uid {found['Uid'].split()[1]}, CapEff {int(found['CapEff'], 16):#x}, NoNewPrivs, seccomp with "
+        f"{found['Seccomp_filters']} filters",
+    )
+
+
+def check_unprivileged(found: dict[str, str]) -> None:
+    """Nothing of root: no id, no group, no capability, no way back, and system calls given up."""
     assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
-    ids = set(found["Uid"].split() + found["Gid"].split())
-    if part == "supervisor":
-        assert ids == {"0"}
-        assert found["CapEff"] != "000001ffffffffff"
-    else:
-        assert ids == {run("id", "-u", "spliff").strip()}
-        assert found.get("Groups", "").strip() == ""
-        for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
-            assert int(found[name], 16) == 0, found
-    figure(f"{part}", f"uid {found['Uid'].split()[1]}, CapEff {int(found['CapEff'], 16):#x}, NoNewPrivs, seccomp "
-           f"with {found['Seccomp_filters']} filters")  # fmt: skip
+    assert set(found["Uid"].split() + found["Gid"].split()) == {run("id", "-u", "spliff").strip()}
+    assert found.get("Groups", "").strip() == ""
+    for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert int(found[name], 16) == 0, found
+
+
+def test_the_supervisor_has_what_the_unit_gives():
+    found = status(Path(f"/proc/{pid_of('supervisor')}/status").read_text())
+    assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
+    assert set(found["Uid"].split() + found["Gid"].split()) == {"0"}
+    assert found["CapEff"] != "000001ffffffffff"
+    said("supervisor", found)
+
+
+@pytest.mark.parametrize("part", ["worker", "api"])
+def test_what_parses_and_what_listens_has_nothing(part):
+    found = status(Path(f"/proc/{pid_of(part)}/status").read_text())
+    check_unprivileged(found)
+    said(part, found)
+
+
+def test_what_reads_the_files_of_strangers_has_nothing():
+    """The inspector starts when a library that nobody has seen appears, and stays for 20 s."""
+    filters = int(status(Path(f"/proc/{pid_of('supervisor')}/status").read_text())["Seccomp_filters"])
+    sh(
+        "mkdir /tmp/own; cp /usr/lib/*/libssl.so.3 /usr/lib/*/libcrypto.so.3 /tmp/own; echo >> /tmp/own/libssl.so.3"
+    )
+    program = [PYTHON, "-I", "-c", "import ssl, time; time.sleep(600)"]
+    found: dict[str, str] = {}
+
+    def there() -> bool:
+        pid = pid_of("inspector")
+        try:
+            found.update(status(Path(f"/proc/{pid}/status").read_text()) if pid else {})
+        except OSError:
+            return False
+        return int(found.get("Seccomp_filters", 0)) > filters
+
+    with subprocess.Popen(program, env={"LD_LIBRARY_PATH": "/tmp/own"}) as stranger:
+        try:
+            wait_for(there, 120, "an inspector that has given up system calls")
+        finally:
+            stranger.kill()
+    check_unprivileged(found)
+    said("inspector", found)
 
 
 @pytest.mark.parametrize(("role", "part"), [("root", "supervisor"), ("worker", "worker"), ("api", "api")])
