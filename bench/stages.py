@@ -66,7 +66,9 @@ class Stage:
             maker.demand = ipc.Demand(
                 int(watched), bodies=False, body_limit=0, handshakes=False, messages=False
             )
-            kernel = Kernel(Tables(0, 0, maps.to_look["flows"]).hops, no_flows, lambda: True)
+            kernel = Kernel(
+                Tables(0, 0, maps.to_look["flows"], maps.to_look["hellos"]).hops, no_flows, lambda: True
+            )
             self.engine = Engine(maker, area.workers[number], 0, kernel)
             self.engine.interfaces({1: "lo"})
 

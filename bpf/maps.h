@@ -27,6 +27,8 @@
  * | blank     | 0 -> struct flow, all zero       | 1      | nobody                                   |
  * | demand    | 0 -> struct demand               | 1      | nobody                                   |
  * | wanted    | struct wanted_key -> u8          | 4,096  | supervisor, when its watchers have left  |
+ * | hellos    | socket cookie -> struct hello     | 2,048  | LRU                                      |
+ * | blank_hello | 0 -> struct hello, all zero    | 1      | nobody                                   |
  * | interfaces | ifindex -> struct interface_count, per CPU | 4,096 | supervisor, with the interface     |
  */
 #pragma once
@@ -50,6 +52,8 @@
 #define MAP_ADJACENT MAP(1017)
 #define MAP_CANDIDATES MAP(1018)
 #define MAP_EXEC MAP(1019) /* where a process_record is put together: too large for the stack */
+#define MAP_HELLOS MAP(1021)
+#define MAP_BLANK_HELLO MAP(1022)
 #define MAP_INTERFACES MAP(1014) /* the supervisor makes the entries of interfaces that have a hook */
 #define MAP_DEMAND MAP(1030)
 #define MAP_WANTED MAP(1031)
@@ -275,3 +279,21 @@ struct flow {
 };
 _Static_assert(sizeof(struct hop) == 48, "flows.py counts on it");
 _Static_assert(sizeof(struct flow) == 288, "flows.py counts on it");
+
+/* How a TLS connection began, as its packets show it; see hellos.bpf.c. */
+#define HELLO_ROOM 3072 /* bytes of each side: a ClientHello with a post-quantum key and a ticket has 2 KiB */
+
+struct hello_side {
+  u32 base;  /* TCP sequence number of the first byte */
+  u32 have;  /* bytes from the start on that are there */
+  u32 from;  /* what came ahead of its turn */
+  u32 until; /* 0: nothing did */
+  u32 alert; /* the last alert in the clear that came alone: level << 8 | description; 0: none */
+  u8 bytes[HELLO_ROOM];
+};
+
+struct hello {
+  u32 client; /* enum direction of the ClientHello */
+  struct hello_side side[2]; /* the client's, the server's */
+};
+_Static_assert(sizeof(struct hello) == 6188, "hellos.py counts on it");

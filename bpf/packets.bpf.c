@@ -4,7 +4,7 @@
  *
  * A packet tells addresses and ports; `cookies` leads from those to the connection, whose flow gets a hop for
  * each interface that sees it. Nothing here changes, drops or redirects a packet, and nothing of a packet is
- * kept but its length and, for a connection's first packets, whether they hold a TLS ClientHello.
+ * kept but its length and, of a connection's first packets, how TLS begins (hellos.bpf.c).
  *
  * The interfaces are those of one network namespace, the daemon's. A socket of that namespace sends at
  * egress and receives at ingress; counting it nowhere else keeps loopback, where each packet passes both,
@@ -29,19 +29,6 @@
 #define CURRENT_NETNS (-1L)
 #define XDP_GO_ON 2 /* XDP_PASS */
 #define TC_GO_ON (-1) /* TC_ACT_UNSPEC, TCX_NEXT: the next program decides */
-/* A ClientHello of a connection seen from its start is behind at most the three packets of the handshake,
- * and those may be sent again. */
-#define HELLO_PACKETS 16
-
-struct packet {
-  struct flow_key key; /* as its sender sees it */
-  u32 length;
-  u32 payload_at;
-  u32 payload; /* bytes of TCP payload, without padding */
-  u32 syn;
-  u32 segments; /* packets on the wire: GRO and TSO make one of many */
-};
-
 struct ipv4_header {
   u8 version_ihl, tos;
   u16 total_length, id, fragment;
@@ -64,10 +51,6 @@ struct tcp_start {
   u16 window;
 };
 
-static __always_inline long load(void *ctx, bool xdp, u32 at, void *to, u32 size) {
-  return xdp ? bpf_xdp_load_bytes(ctx, at, to, size) : bpf_skb_load_bytes(ctx, at, to, size);
-}
-
 static __always_inline u32 parse_tcp(void *ctx, bool xdp, struct packet *packet, u32 at, u32 end) {
   struct tcp_start tcp;
   if (end > packet->length || load(ctx, xdp, at, &tcp, sizeof(tcp)))
@@ -79,6 +62,8 @@ static __always_inline u32 parse_tcp(void *ctx, bool xdp, struct packet *packet,
   packet->key.remote_port = bpf_ntohs(tcp.destination);
   packet->payload_at = at + header;
   packet->payload = end - packet->payload_at;
+  packet->sequence = bpf_ntohl(tcp.sequence);
+  packet->acknowledgement = bpf_ntohl(tcp.acknowledgement);
   packet->syn = tcp.flags & 2;
   return PACKET_OWN;
 }
@@ -174,8 +159,8 @@ static __always_inline u32 parse(void *ctx, bool xdp, bool ethernet, struct pack
 }
 
 /* Adds the packet to the flow's hop for this interface, which the first packet takes. */
-static __always_inline void add_packet(void *ctx, bool xdp, u32 hook, struct flow *flow, struct packet *packet,
-                                       u32 direction, u32 ifindex, bool new_hop, u64 now) {
+static __always_inline void add_packet(void *ctx, bool xdp, u32 hook, u64 cookie, struct flow *flow,
+                                       struct packet *packet, u32 direction, u32 ifindex, bool new_hop, u64 now) {
   u64 here = ifindex | (u64)hook << 32;
   flow->last_ns = now;
   for (u32 i = 0; i < HOPS; i++) {
@@ -203,13 +188,8 @@ static __always_inline void add_packet(void *ctx, bool xdp, u32 hook, struct flo
       __sync_fetch_and_add(&hop->packets[RECEIVED], packet->segments);
       __sync_fetch_and_add(&hop->bytes[RECEIVED], bytes);
     }
-    if (packet->payload >= 6 && !(flow->flags & (FLOW_CLIENT_HELLO | FLOW_SEEDED)) &&
-        hop->packets[SENT] + hop->packets[RECEIVED] <= HELLO_PACKETS) {
-      u8 start[6];
-      if (!load(ctx, xdp, packet->payload_at, start, sizeof(start)) && start[0] == 22 /* handshake */ &&
-          start[1] == 3 && start[5] == 1 /* ClientHello: RFC 8446, 4 and 5.1 */)
-        flow->flags |= FLOW_CLIENT_HELLO;
-    }
+    if (packet->payload && !(flow->flags & FLOW_SEEDED) && hop->packets[SENT] + hop->packets[RECEIVED] <= HELLO_PACKETS)
+      see_hello(ctx, xdp, cookie, flow, packet, direction);
     return;
   }
   flow->flags |= FLOW_MORE_HOPS;
@@ -266,7 +246,8 @@ static __always_inline u32 claim(void *ctx, bool xdp, u32 hook, bool egress, str
     return PACKET_FOREIGN; /* the other hook counts it */
   bool first_request = flow->role == ROLE_SERVER && packet->payload && !flow->hop[0].packets[SENT] &&
                        sender != PACKET_AMBIGUOUS && sender != PACKET_FOREIGN;
-  add_packet(ctx, xdp, hook, flow, packet, direction, ifindex, ours || direction == SENT || first_request, now);
+  add_packet(ctx, xdp, hook, cookie, flow, packet, direction, ifindex, ours || direction == SENT || first_request,
+             now);
   return PACKET_OWN;
 }
 

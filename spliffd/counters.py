@@ -135,6 +135,9 @@ METHODS: tuple[str, ...] = (
 )
 WIRES: tuple[str, ...] = ("NONE", "XDP", "TC")
 
+HELLO_STATES: tuple[str, ...] = ("read", "cut", "missing")
+"""The ClientHello of a connection whose packets were seen: whole, longer than what is kept, or not there."""
+
 CORRELATION_BUCKETS: tuple[float, ...] = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05)
 """Upper bounds in seconds; the last attempt of the retry queue is due within 50 ms."""
 
@@ -159,6 +162,7 @@ WORKER: tuple[str, ...] = (
     "websocket_messages_received",
     "handshakes_ok",
     "handshakes_failed",
+    *(f"hellos_{state}" for state in HELLO_STATES),
     "gap_bytes",
     "gaps",
     "parser_resyncs",

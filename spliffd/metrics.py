@@ -194,6 +194,13 @@ def _application(readings: Readings) -> list[Family]:
             "direction",
             [(way, total[f"websocket_messages_{way}"]) for way in ("sent", "received")],
         ),
+        labelled(
+            "counter",
+            "spliff_client_hellos_total",
+            "ClientHellos looked for among a connection's packets: read, cut (longer than is kept), missing.",
+            "state",
+            [(state, total[f"hellos_{state}"]) for state in counters.HELLO_STATES],
+        ),
         counter(
             "spliff_exchanges_incomplete_total",
             "Exchanges of which something is missing, and that say so.",

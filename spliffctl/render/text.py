@@ -117,10 +117,11 @@ class TextRenderer:
         return line + self._body(Body(((part.offset, part.data),)), exchange.response.content_type)
 
     def handshake(self, handshake: pb.Handshake) -> str:
-        """One line: version, name, library, cipher, protocol agreed on, who, how long."""
+        """One line: version, verdict, cipher, protocol, name, fingerprint, library, who, how long."""
         palette, tls = self._palette, handshake.tls
-        facts = [tls.sni and word(tls.sni), "", word(tls.library or "?"), tls.cipher and word(tls.cipher)]
-        facts.append(f"alpn {word(tls.alpn)}" if tls.alpn else "")
+        facts = [tls.cipher and word(tls.cipher), tls.alpn and word(tls.alpn)]
+        facts += [tls.sni and f"sni={word(tls.sni)}", tls.ja4 and f"ja4={word(tls.ja4)}"]
+        facts += ["resumed" if tls.resumed else "", word(tls.library or "?")]
         described = " ".join(fact for fact in facts if fact)
         if handshake.success:
             verdict = f"{palette.good}handshake{palette.reset}"

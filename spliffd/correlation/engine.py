@@ -17,10 +17,12 @@ from spliffd.correlation.claims import Claims
 from spliffd.correlation.connection import NO_BYTES, RAW, Connection, OnBody, protocol_of
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.correlation.flows import Finished, Join, Kernel, forget, look_anew
+from spliffd.correlation.handshakes import Handshakes
+from spliffd.correlation.identity import fill_socket, first_facts
 from spliffd.correlation.progress import LookAround
 from spliffd.correlation.retry import NEVER
 from spliffd.correlation.upgraded import Messages
-from spliffd.counters import LIBRARIES, METHODS, PROTOCOLS, Region, exchange_slot
+from spliffd.counters import LIBRARIES, PROTOCOLS, Region, exchange_slot
 from spliffd.kernel import records
 from spliffd.protocols.messages import COMPLETE, HttpExchange
 from spliffd.protocols.websocket import Room, WebSocketMessage
@@ -49,8 +51,8 @@ class Receiver(Protocol):
         everything to one after the other, because the code stays in the processor's cache.
         """
 
-    def handshake(self, connection: Connection, start: int, end: int, success: bool) -> None:
-        """A handshake has ended (ktime ns)."""
+    def handshake(self, connection: Connection, start: int, end: int, reason: str) -> None:
+        """A handshake has ended (ktime ns); ``reason`` says why it failed, "" when it did not."""
 
     def chunk(
         self, connection: Connection, direction: int, offset: int, data: bytes, size: int, now: int
@@ -96,6 +98,8 @@ class Engine:
         self.wants_chunks = False
         self._claims = Claims(kernel.flows_of)
         self._join = Join(counters, kernel, self._claim)
+        self.handshakes = Handshakes(counters, kernel.hello, self._join.look, receiver.handshake)
+        self._join.learn = self.handshakes.learn
         self.waiting = self._join.queue
         """The exchanges that wait for their flow; for looking only."""
         self.nameless: dict[tuple[int, int], int] = {}
@@ -134,6 +138,7 @@ class Engine:
                 connection = self._open(ring, key, at)
             elif connection.method != ring[at + _METHOD_AT]:
                 self._socket(connection, ring, at)
+                self.handshakes.settle(connection, end)
             if flags & records.FLAGS_SPARED:
                 self._parse(pieces)
                 pieces = []
@@ -191,13 +196,16 @@ class Engine:
 
     def retry(self, now: int) -> None:
         """A batch of the retry queue: what was found, or has waited long enough, goes out."""
-        self._deliver(self._join.retry(now))
+        self.handshakes.due(now)
+        if self.waiting.busy:
+            self._deliver(self._join.retry(now))
         self._messages.hand_out()
 
     def next_ns(self) -> int:
         """When ``retry`` or ``around`` is to be asked again; NEVER while nothing waits."""
         around = self.around.next_ns if self.around.recent else NEVER
-        return min(around, self.waiting.next_ns) if self.waiting.busy else around
+        waiting = self.waiting.next_ns if self.waiting.busy else NEVER
+        return min(around, waiting, self.handshakes.next_ns)
 
     def interfaces(self, names: dict[int, str]) -> None:
         """The names of interfaces by index: all connections are looked up anew."""
@@ -238,7 +246,10 @@ class Engine:
             tgid, start_ns = records.TGID_START.unpack_from(ring, at + _KEY_AT)
             counters.add("tls_records_close")
             for key in self._processes.get((tgid, start_ns), set()).copy():
-                self._close(self.connections[key], now)
+                ending = self.connections[key]
+                if ending.facts.shaking_ns:
+                    self.handshakes.failed(ending, ending.facts.shaking_ns, now, "the process ended")
+                self._close(ending, now)
             return
         if kind not in (records.HANDSHAKE, records.SOCKET, records.CLOSE, records.EOF):
             counters.add("tls_records_unknown")
@@ -253,12 +264,10 @@ class Engine:
             self._socket(connection, ring, at)
         if kind == records.HANDSHAKE:
             counters.add("tls_records_handshake")
-            counters.add("handshakes_ok")
-            connection.facts.handshake_ns = now - start
-            connection.facts.prefix = None
-            self._receiver.handshake(connection, start, now, success=True)
+            self.handshakes.succeeded(connection, start, now)
         elif kind == records.SOCKET:
             counters.add("tls_records_socket")
+            self.handshakes.settle(connection, now)
         elif kind == records.EOF:
             self._finish(connection, connection.eof(records.RECEIVED, now))
             self._messages.take(connection, wanted=self.wants_chunks)
@@ -280,17 +289,13 @@ class Engine:
         if connection.gaps:
             self._count_gaps(connection)
         if conn.flags & records.CONN_HANDSHAKE_SEEN and not conn.flags & records.CONN_HANDSHAKE_DONE:
-            self._counters.add("handshakes_failed")
-            self._receiver.handshake(connection, conn.handshake_start, now, success=False)
+            self.handshakes.failed(connection, conn.handshake_start, now, "")
         self._close(connection, now)
 
     def _open(self, ring: mmap.mmap, key: bytes, at: int) -> Connection:
         conn = records.unpack_conn(ring, at + records.CONN_AT)
         process = (conn.tgid, conn.start_ns)
-        facts = ConnectionFacts()
-        facts.pid, facts.tid, facts.process_start_ns = conn.tgid, conn.tid, conn.start_ns
-        facts.comm, facts.ppid, facts.uid = conn.comm, conn.ppid, conn.uid
-        facts.library = LIBRARIES[conn.library - 1] if 1 <= conn.library <= len(LIBRARIES) else ""
+        facts = first_facts(conn)
         connection = Connection(key, process, facts, joined=conn.generation < self._began)
         predecessor = self._objects.get(connection.object_key)
         if predecessor is not None:
@@ -315,20 +320,10 @@ class Engine:
 
     def _fill_socket(self, connection: Connection, conn: records.Conn) -> None:
         connection.method = conn.method
-        facts = connection.facts
         connection.slots.clear()
-        if facts.socket_cookie != conn.socket_cookie:
+        if connection.facts.socket_cookie != conn.socket_cookie:
             forget(connection)
-        facts.correlation_method = METHODS[conn.method] if conn.method < len(METHODS) else "NONE"
-        facts.confidence = (
-            "" if not conn.method else "low" if facts.correlation_method == "PROCESS_TIMING" else "high"
-        )
-        facts.local_address, facts.local_port = conn.local_address, conn.local_port
-        facts.remote_address, facts.remote_port = conn.remote_address, conn.remote_port
-        facts.family = {4: "ipv4", 6: "ipv6"}.get(conn.family, "")
-        facts.role = records.ROLES[conn.role] if conn.role < len(records.ROLES) else ""
-        facts.netns_cookie, facts.socket_cookie = conn.netns_cookie, conn.socket_cookie
-        facts.prefix = None
+        fill_socket(connection.facts, conn)
 
     def _claim(self, connection: Connection) -> int:
         siblings = [self.connections[key] for key in self._processes.get(connection.process, ())]
@@ -344,6 +339,8 @@ class Engine:
         """Counts as what it goes out: by then it is known how it travelled, or never will be."""
         if not ready:
             return
+        if self.handshakes.waiting:
+            self.handshakes.ahead_of(ready)
         words = self._words
         for connection, exchange, _, _ in ready:
             wire = connection.facts.wire
@@ -370,6 +367,7 @@ class Engine:
         connection.gaps = connection.gap_bytes = 0
 
     def _close(self, connection: Connection, now: int) -> None:
+        self.handshakes.release(connection, now)
         self._finish(connection, connection.close(now))
         self._messages.take(connection, wanted=self.wants_chunks)
         self.connections.pop(connection.key, None)

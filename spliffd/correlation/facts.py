@@ -15,6 +15,7 @@ class ConnectionFacts:
 
     __slots__ = (
         "alpn",
+        "alpn_settled",
         "ancestors",
         "bytes_received",
         "bytes_sent",
@@ -28,6 +29,7 @@ class ConnectionFacts:
         "exe",
         "family",
         "handshake_ns",
+        "hello_of",
         "interface",
         "ja4",
         "library",
@@ -45,6 +47,7 @@ class ConnectionFacts:
         "remote_port",
         "resumed",
         "role",
+        "shaking_ns",
         "sni",
         "socket_cookie",
         "tid",
@@ -83,3 +86,9 @@ class ConnectionFacts:
         self.library = self.tls_version = self.cipher = self.alpn = self.sni = self.ja4 = ""
         self.handshake_ns = 0
         self.resumed: bool | None = None
+        self.alpn_settled = False
+        """No more will be known of ALPN: it was answered in the clear, or nobody asked."""
+        self.hello_of = 0
+        """The socket whose first packets these facts were taken from; 0: none yet."""
+        self.shaking_ns = 0
+        """When a handshake began (ktime) whose end was not seen yet; 0: none."""

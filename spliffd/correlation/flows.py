@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from spliffd.correlation import tls_facts
 from spliffd.correlation.claims import GIVEN, PERHAPS, FlowsOf
 from spliffd.correlation.connection import Connection
 from spliffd.correlation.retry import NEVER, Left, RetryQueue
 from spliffd.counters import CORRELATION_BUCKETS, Region
 from spliffd.kernel.flows import HOOKS, Hop
+from spliffd.kernel.hellos import Hello
 from spliffd.protocols.messages import COMPLETE, HttpExchange
 
 FRESH_NS: Final = 5_000_000
@@ -45,6 +47,11 @@ Look = Callable[[int], tuple[Hop, ...]]
 """Where packets of a socket, by its cookie, were seen so far."""
 
 
+def no_hello(_cookie: int) -> Hello | None:
+    """Nobody keeps how connections begin."""
+    return None
+
+
 class Kernel(NamedTuple):
     """What is asked of the kernel's tables, and how."""
 
@@ -52,10 +59,20 @@ class Kernel(NamedTuple):
     flows_of: FlowsOf
     hooked: Callable[[], bool]
     """Whether any interface has a packet hook now: without one nobody's packets are waited for."""
+    hello: Callable[[int], Hello | None] = no_hello
+    """How TLS began on a socket, by its cookie."""
 
 
 Claim = Callable[[Connection], int]
 """Finds a socket for a connection that none was named for: NOTHING, PERHAPS or GIVEN of ``claims``."""
+
+Learn = Callable[[Connection], None]
+"""Takes what the packets of a connection's beginning said into its facts."""
+
+
+def learn_nothing(_connection: Connection) -> None:
+    """Nobody reads how connections begin."""
+
 
 HOOKED_AGAIN_NS: Final = 1_000_000_000
 """Without hooks it is seen this often whether there are some now: they are to serve within a second."""
@@ -72,6 +89,8 @@ class Join:
         self._look_up = kernel.look
         self._hooked = kernel.hooked
         self._claim = claim
+        self.learn: Learn = learn_nothing
+        """Called when a connection's packets are found for the first time."""
         self._names: dict[int, str] = {}
         self._now = 0
         self._busy = False
@@ -104,6 +123,15 @@ class Join:
         self._now = now
         if connection.facts.socket_cookie and connection.fresh_until_ns <= now and not connection.waiting:
             self._look(connection)
+
+    def look(self, connection: Connection, now: int) -> None:
+        """Looks a connection's flow up for something other than an exchange: those have their own looks."""
+        fresh = connection.fresh_until_ns
+        if fresh > now:
+            return
+        self._now = now
+        self._look(connection)
+        connection.fresh_until_ns = fresh
 
     def retry(self, now: int) -> list[Finished]:
         """What the queue lets go: found, or waited for long enough."""
@@ -198,6 +226,8 @@ class Join:
         facts.packets_sent, facts.packets_received = first.packets_sent, first.packets_received
         facts.bytes_sent, facts.bytes_received = first.bytes_sent, first.bytes_received
         facts.traffic = None
+        if facts.hello_of != facts.socket_cookie:
+            self.learn(connection)
         return True
 
     def _count_immediate(self, number: int) -> None:
@@ -234,6 +264,8 @@ def forget(connection: Connection) -> None:
     facts.path = []
     facts.packets_sent = facts.packets_received = facts.bytes_sent = facts.bytes_received = 0
     facts.traffic = None
+    if facts.hello_of:
+        tls_facts.forget(facts)
     look_anew(connection)
 
 

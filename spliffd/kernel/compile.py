@@ -35,6 +35,7 @@ SOURCES = (
     "sockets.bpf.c",
     "adjacent.bpf.c",
     "go.bpf.c",
+    "hellos.bpf.c",
     "packets.bpf.c",
     "processes.bpf.c",
 )

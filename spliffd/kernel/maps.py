@@ -2,7 +2,7 @@
 
 Takes sizes from the configuration; returns ``Maps``: file descriptors by name, and the shared memory of
 the arrays that are mapped (counters, armed flags). The supervisor owns them; workers get the fds of
-their ring, of ``armed`` and, for looking only, of ``conns``, ``speakers`` and ``flows``. Closing the
+their ring, of ``armed`` and, for looking only, of the tables in LOOKED_INTO. Closing the
 last fd frees a map: nothing is pinned.
 """
 
@@ -16,6 +16,7 @@ import sys
 from spliffd.counters import Region, kernel_bytes, kernel_region
 from spliffd.kernel import bpf
 from spliffd.kernel.flows import FLOW_SIZE
+from spliffd.kernel.hellos import HELLO_SIZE
 
 # The numbers of bpf/maps.h.
 NUMBERS = {
@@ -40,6 +41,8 @@ NUMBERS = {
     1019: "exec",
     1030: "demand",
     1031: "wanted",
+    1021: "hellos",
+    1022: "blank_hello",
 }
 
 SCOPE_SLOTS = 16
@@ -63,6 +66,10 @@ PROCESS_RING_BYTES = 512 << 10
 """Exec events: some 2,000 of usual size (250 bytes) while the supervisor is busy."""
 EXEC_VALUE = 12336
 
+HELLOS = 2048
+"""TLS connections whose beginning is kept: a worker reads it when the handshake or the first exchange ends,
+so it is those in between that count. 12.5 MiB of kernel memory."""
+
 ADJACENT = 8192
 """Threads, and TLS objects, whose sockets have to be told by what is next to TLS calls: one that is evicted
 stays without a socket, or is found later."""
@@ -80,6 +87,8 @@ WANTED = 4096
 FLOW_KEY, FLOW_VALUE = 48, 32
 SETTINGS = struct.Struct("=7I4xQ")
 IN_SCOPE, EXCLUDED = 1, 2
+LOOKED_INTO = ("conns", "speakers", "flows", "hellos")
+"""Tables that workers look into."""
 
 _SO_NETNS_COOKIE = 71
 
@@ -116,6 +125,8 @@ class Maps:
             "candidates": make(bpf.MAP_LRU_HASH, CONN_KEY, CANDIDATE_VALUE, ADJACENT, name="candidates"),
             "cookies": make(bpf.MAP_LRU_HASH, FLOW_KEY, FLOW_VALUE, COOKIES, name="cookies"),
             "flows": make(bpf.MAP_LRU_HASH, 8, FLOW_SIZE, FLOWS, name="flows"),
+            "hellos": make(bpf.MAP_LRU_HASH, 8, HELLO_SIZE, HELLOS, name="hellos"),
+            "blank_hello": make(bpf.MAP_ARRAY, 4, HELLO_SIZE, 1, name="blank_hello"),
             "interfaces": make(
                 bpf.MAP_PERCPU_HASH, 4, INTERFACE_COUNT, INTERFACES, bpf.F_NO_PREALLOC, "interfaces"
             ),
@@ -127,8 +138,8 @@ class Maps:
         self.open_by_state = False
         """Whether the state tracepoint opens flows; takes effect with ``set_settings``."""
         self._cgroup_lists: dict[int, int] = {}
-        self.to_look = {name: bpf.map_read_only(self.fd[name]) for name in ("conns", "speakers", "flows")}
-        """Read-only fds of the tables that workers look into."""
+        self.to_look = {name: bpf.map_read_only(self.fd[name]) for name in LOOKED_INTO}
+        """Their read-only fds."""
         for shard, ring in enumerate(self.rings):
             bpf.map_update(self.fd["rings"], struct.pack("=I", shard), struct.pack("=I", ring))
         self.demand = memoryview(bpf.map_memory(self.fd["demand"], DEMAND_BYTES, writable=True)).cast("Q")

@@ -43,6 +43,7 @@ def main() -> int:
         "conns-fd",
         "speakers-fd",
         "flows-fd",
+        "hellos-fd",
         "uid",
         "gid",
     ):
@@ -61,7 +62,7 @@ def main() -> int:
     control.setblocking(False)
     privileges.drop(args.uid, args.gid)
 
-    tables = Tables(args.conns_fd, args.speakers_fd, args.flows_fd)
+    tables = Tables(args.conns_fd, args.speakers_fd, args.flows_fd, args.hellos_fd)
     look: Look = tables.hops
     if faults.FLOW_DELAY in os.environ:
         try:
@@ -83,7 +84,7 @@ def main() -> int:
             control.send(ipc.encode(ipc.EnterOwners()))
 
     flows_of = ProcessFlows(args.flows_fd, time.monotonic_ns, ask_owners)
-    looks = Kernel(look, flows_of, Hooked(area.supervisor))
+    looks = Kernel(look, flows_of, Hooked(area.supervisor), tables.hello)
     loop = Loop(args.number, ring, armed, control, counters, kernel, tables, looks, flows_of.owners_entered)
     control.send(ipc.encode(ipc.Ready()))
     gc.collect()

@@ -4,8 +4,9 @@ Budget 64 records an iteration. A full iteration is followed by the next without
 poll*); else the output goes out and the worker rests ``REST_SECONDS``, and after three empty passes it
 arms the wake-up flag and blocks until a record, a message, or nothing comes (a *sleep cycle*). Between
 those the eBPF programs ask for no wake-ups at all, which is what a traced program pays most for.
-Exchanges that wait for their flow are looked after every ``RETRY_EVERY`` busy polls, and as soon as they
-are due when there is less to do: rests and sleeps are cut short for them, and for those that go on for long.
+Exchanges that wait for their flow, and handshakes for their facts, are looked after every ``RETRY_EVERY``
+busy polls, and as soon as they are due when there is less to do: rests and sleeps are cut short for them, and
+for exchanges that go on for long.
 
 The order "set armed, then poll()" is what loses no wake-up: the program reserves its record before it
 reads the flag, and poll() looks at the ring after the flag is set.
@@ -128,7 +129,7 @@ class Loop:
         n_busy, n_sleep = counters.index("busy_polls"), counters.index("sleep_cycles")
         n_records, n_passes = counters.index("records"), counters.index("iterations")
         ring, engine, output = self._ring, self._engine, self._output
-        waiting, around = engine.waiting, engine.around
+        waiting, around, shaken = engine.waiting, engine.around, engine.handshakes.waiting
         empty = full = 0
         self._await_first_demand()
         self._clock()
@@ -144,7 +145,7 @@ class Loop:
                 if busy:
                     words[n_busy] += 1
                     full += 1
-                    if waiting.busy and full % RETRY_EVERY == 0:
+                    if full % RETRY_EVERY == 0 and (waiting.busy or shaken):
                         engine.retry(time.monotonic_ns())
                     if full % BUSY_CHECK == 0:
                         self._links(self._rest_poll.poll(0))
@@ -164,7 +165,7 @@ class Loop:
                 self._find_ended()
             self._tell_losses()
             self._tell_nameless()
-            if waiting.busy:
+            if waiting.busy or shaken:
                 engine.retry(time.monotonic_ns())
             around.look(time.monotonic_ns())
             if output.pending():

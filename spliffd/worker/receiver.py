@@ -188,7 +188,7 @@ class FrameMaker:
                 frame.summary.status = 0
         self._output.put(frame)
 
-    def handshake(self, connection: Connection, start: int, end: int, success: bool) -> None:
+    def handshake(self, connection: Connection, start: int, end: int, reason: str) -> None:
         """Handshakes are rare next to exchanges: built by the protobuf library."""
         if not (self.demand.watchers and self.demand.handshakes):
             return
@@ -201,9 +201,10 @@ class FrameMaker:
             connection=common.connection,
             correlation=common.correlation,
             tls=common.tls,
-            success=success,
-            reason="" if success else "ended before the handshake was complete",
+            success=not reason,
+            reason=reason,
         )
+        message.correlation.wire = facts.wire or "NONE"
         self._output.put(
             ipc.Frame(ipc.HANDSHAKE, 0, summary_of(facts, None, "", self.masker), message.SerializeToString())
         )

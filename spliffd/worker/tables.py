@@ -13,6 +13,7 @@ from spliffd.correlation.connection import Connection
 from spliffd.counters import HOOK_MODES, Region
 from spliffd.kernel import bpf
 from spliffd.kernel.flows import Hop, HopLookup
+from spliffd.kernel.hellos import Hello, HelloLookup
 from spliffd.kernel.maps import CONN_VALUE
 from spliffd.kernel.records import KEY_BYTES
 
@@ -35,10 +36,11 @@ class Hooked:
 class Tables:
     """The kernel's tables of connections and of processes that speak TLS."""
 
-    def __init__(self, conns_fd: int, speakers_fd: int, flows_fd: int) -> None:
+    def __init__(self, conns_fd: int, speakers_fd: int, flows_fd: int, hellos_fd: int) -> None:
         self._conns = conns_fd
         self._speakers = speakers_fd
         self._hops = HopLookup(flows_fd)
+        self._hellos = HelloLookup(hellos_fd)
 
     def hops(self, cookie: int) -> tuple[Hop, ...]:
         """Where packets of a socket were seen; none where the kernel does not let us look (before 5.19)."""
@@ -46,6 +48,13 @@ class Tables:
             return self._hops(cookie)
         except OSError:
             return ()
+
+    def hello(self, cookie: int) -> Hello | None:
+        """How TLS began on a socket; None where the kernel does not let us look."""
+        try:
+            return self._hellos(cookie)
+        except OSError:
+            return None
 
     def is_over(self, connection: Connection) -> bool:
         """Whether the object was freed or used anew, or its process has ended.

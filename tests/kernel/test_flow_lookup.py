@@ -48,7 +48,7 @@ def test_what_may_not_be_read_has_no_hops():
     with open(os.devnull, "rb") as file, pytest.raises(OSError, match="argument"):
         HopLookup(file.fileno())(1)
     with open(os.devnull, "rb") as file:
-        assert Tables(-1, -1, file.fileno()).hops(1) == ()
+        assert Tables(-1, -1, file.fileno(), file.fileno()).hops(1) == ()
 
 
 def test_flows_by_owner(flows):

@@ -30,7 +30,7 @@ def seen(tracer: Tracer) -> dict[bytes, Connection]:
 def test_freed_objects_and_dead_processes_are_over_and_live_ones_are_not(lab: Lab):
     server_pid, port = serve(lab, "echo")
     with Tracer(lab) as tracer:
-        tables = Tables(*(tracer.maps.fd[name] for name in ("conns", "speakers", "flows")))
+        tables = Tables(*(tracer.maps.fd[name] for name in ("conns", "speakers", "flows", "hellos")))
         client(lab, port, "echo", 10, 1)
         time.sleep(0.1)
         gone = seen(tracer)

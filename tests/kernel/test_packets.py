@@ -212,7 +212,7 @@ def test_other_records_are_no_client_hello(bench: PacketBench, start: bytes):
 
 def test_only_the_first_packets_can_hold_a_client_hello(bench: PacketBench):
     both_ends(bench)
-    for _ in range(17):
+    for _ in range(33):
         bench.run("tc_egress_l2", framed(frame4(b"x" * 40)))
     bench.run("tc_egress_l2", framed(frame4(HELLO)))
 

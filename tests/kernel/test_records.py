@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from spliffd import counters
-from spliffd.kernel import flows, maps, records
+from spliffd.kernel import flows, hellos, maps, records
 from spliffd.kernel.compile import source_folder
 
 OFFSETS = {
@@ -65,6 +65,10 @@ OFFSETS = {
     ("hop", "packets"): 8,
     ("hop", "bytes"): 24,
     ("hop", "first_ns"): 40,
+    ("hello", "side"): 4,
+    ("hello_side", "have"): 4,
+    ("hello_side", "alert"): 16,
+    ("hello_side", "bytes"): 20,
 }
 SIZES = {
     "record": records.HEADER_BYTES,
@@ -80,6 +84,7 @@ SIZES = {
     "demand": maps.DEMAND_BYTES,
     "wanted_key": maps.WANTED_KEY,
     "flow": flows.FLOW_SIZE,
+    "hello": hellos.HELLO_SIZE,
 }
 ENUMS = {
     "RECORD_DATA": records.DATA,
@@ -100,6 +105,7 @@ ENUMS = {
     "COUNTERS": len(counters.KERNEL),
     "COUNTER_SLOTS": counters.KERNEL_STRIDE,
     "HOPS": flows.HOPS,
+    "HELLO_ROOM": hellos.HELLO_ROOM,
     "FLOW_CLIENT_HELLO": flows.CLIENT_HELLO,
     "FLOW_MORE_HOPS": flows.MORE_HOPS,
     "FLOW_SEEDED": flows.SEEDED,

@@ -20,13 +20,19 @@ HOP_BY_HOP, ROUTING, FRAGMENT, AH, DESTINATION = 0, 43, 44, 51, 60
 
 
 def tcp(
-    source: int, destination: int, payload: bytes = b"", options: bytes = b"", flags: int = 0x18
+    source: int,
+    destination: int,
+    payload: bytes = b"",
+    options: bytes = b"",
+    flags: int = 0x18,
+    sequence: int = 7,
+    acknowledgement: int = 9,
 ) -> bytes:
     """A TCP segment; ``options`` are filled up to whole words."""
     options += b"\x01" * (-len(options) % 4)
     words = 5 + len(options) // 4
     return struct.pack(
-        ">HHIIBBHHH", source, destination, 7, 9, words << 4, flags, 512, 0, 0
+        ">HHIIBBHHH", source, destination, sequence, acknowledgement, words << 4, flags, 512, 0, 0
     ) + options + payload  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Self
 
 from spliffd.counters import PACKET_OUTCOMES
 from spliffd.kernel import bpf, flows, runs
+from spliffd.kernel.hellos import HELLO_SIZE
 from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import FLOW_KEY, FLOW_VALUE, Maps
 from tests.support.programs import programs
@@ -50,7 +51,11 @@ class PacketBench:
     def reset(self) -> None:
         """As new: capture on, no flow, nothing counted. Loading the programs anew would take a second."""
         self.maps.set_settings(enabled=True, cgroups=0, excluded_cgroups=0, uids=0, excluded_uids=0)
-        for name, key, value in (("flows", 8, flows.FLOW_SIZE), ("cookies", FLOW_KEY, FLOW_VALUE)):
+        for name, key, value in (
+            ("flows", 8, flows.FLOW_SIZE),
+            ("cookies", FLOW_KEY, FLOW_VALUE),
+            ("hellos", 8, HELLO_SIZE),
+        ):
             entries, after = bpf.map_lookup_batch(self.maps.fd[name], b"", key, value, 1024)
             assert not after
             for entry, _ in entries:

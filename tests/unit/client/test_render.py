@@ -146,15 +146,24 @@ def test_handshakes_messages_and_chunks(build):
     }
     who = "192.0.2.10:48372 → 198.51.100.25:443 curl (403410)"
     tls = pb.Tls(
-        library="openssl", version="TLSv1.3", cipher="TLS_AES_128_GCM_SHA256", alpn="h2", sni="a.example"
+        library="openssl",
+        version="TLSv1.3",
+        cipher="TLS_AES_128_GCM_SHA256",
+        alpn="h2",
+        sni="a.example",
+        ja4="t13d",
+        resumed=True,
     )
     correlation = pb.Correlation(method="SOCKET_FD")
     good = pb.Handshake(**common, tls=tls, correlation=correlation, success=True, duration_ns=12_300_000)
     assert renderer().handshake(good) == (
-        f"12:00:00.000 * TLSv1.3 handshake a.example openssl TLS_AES_128_GCM_SHA256 alpn h2 {who} 12.3 ms  fd\n"
+        f"12:00:00.000 * TLSv1.3 handshake TLS_AES_128_GCM_SHA256 h2 sni=a.example ja4=t13d resumed openssl "
+        f"{who} 12.3 ms  fd\n"
     )
     bad = pb.Handshake(**common, tls=tls, correlation=correlation, reason="certificate\x1b[2J expired")
-    assert "handshake failed: certificate\\x1b[2J expired a.example" in renderer().handshake(bad)
+    assert "handshake failed: certificate\\x1b[2J expired TLS_AES_128_GCM_SHA256 h2" in renderer().handshake(
+        bad
+    )
 
     sent = pb.Message(**common, direction="sent", type="text", data=b"hello", size=5, wire_size=11)
     assert renderer().message(sent) == f"12:00:00.000 → ws text 5 B  {who}\n"

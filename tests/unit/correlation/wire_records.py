@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 import socket
 import struct
@@ -15,6 +16,7 @@ from spliffd.correlation.flows import Finished, Kernel
 from spliffd.counters import Region
 from spliffd.kernel import records
 from spliffd.kernel.flows import Flow, Hop
+from spliffd.kernel.hellos import Hello
 from spliffd.protocols.messages import HttpExchange
 from spliffd.protocols.websocket import WebSocketMessage
 
@@ -34,7 +36,10 @@ class Recorder:
         self.protocols: list[str] = []
         self.joins: list[tuple[str, int, int]] = []
         """Wire hook, attempts, time waited."""
-        self.handshakes: list[tuple[int, int, bool]] = []
+        self.handshakes: list[tuple[int, int, str]] = []
+        """Start, end, and why it failed."""
+        self.shaken: list[ConnectionFacts] = []
+        """What was known of the connections then."""
         self.chunks: list[tuple[int, int, bytes, int]] = []
         self.announced: list[tuple[HttpExchange, str]] = []
         self.messages: list[WebSocketMessage] = []
@@ -51,8 +56,9 @@ class Recorder:
         self.facts.append(connection.facts)
         self.protocols.append(connection.protocol)
 
-    def handshake(self, connection: Connection, start: int, end: int, success: bool) -> None:
-        self.handshakes.append((start, end, success))
+    def handshake(self, connection: Connection, start: int, end: int, reason: str) -> None:
+        self.handshakes.append((start, end, reason))
+        self.shaken.append(copy.copy(connection.facts))
 
     def chunk(
         self, connection: Connection, direction: int, offset: int, data: bytes, size: int, now: int
@@ -103,7 +109,9 @@ class Stage:
         self.now = 0
         self.counters = Region(counters.WORKER, memoryview(bytearray(counters.REGION_BYTES)).cast("Q"))
         self.hooked = False
-        kernel = Kernel(self.look, self.flows_of, lambda: self.hooked)
+        self.hellos: dict[int, Hello] = {}
+        """How TLS began, by socket cookie."""
+        kernel = Kernel(self.look, self.flows_of, lambda: self.hooked, self.hellos.get)
         self.engine = Engine(self.told, self.counters, BEGAN, kernel)
 
     def look(self, cookie: int) -> tuple[Hop, ...]:
