@@ -1,7 +1,7 @@
 """What ends spliffctl early, as exceptions that carry the exit code.
 
 Takes a sentence that says what to do; ``__main__`` prints it as one line on standard error and exits.
-Never carries captured bytes. The codes are the contract (README, "Exit codes"): 69 and 77 are those of
+Never carries captured bytes. The codes are the contract (README, "Exit codes"): 69, 74 and 77 are those of
 sysexits.h, so scripts can tell "not running" from "not allowed".
 """
 
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 EXIT_UNAVAILABLE = 69
 """EX_UNAVAILABLE: the daemon is not there, went away, or cannot serve the request."""
+
+EXIT_FILE = 74
+"""EX_IOERR: a file cannot be written: the disk is full, the folder is not there or closed."""
 
 EXIT_NO_PERMISSION = 77
 """EX_NOPERM: the socket or the daemon refuses this user."""
@@ -45,3 +48,9 @@ class RefusedError(ClientError):
     """The daemon refuses the arguments (a filter that it cannot evaluate): exit 2."""
 
     exit_code = EXIT_USAGE
+
+
+class FileError(ClientError):
+    """The file of ``-w`` cannot be written (disk full, no such folder): exit 74."""
+
+    exit_code = EXIT_FILE

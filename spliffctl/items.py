@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from spliffctl.live import Live, LiveBodies
-from spliffctl.output import Output
 from spliffctl.parts import Body, PartStore
 
 if TYPE_CHECKING:
@@ -32,12 +31,28 @@ class Totals:
         return f"{exchanges}, {self.lost:,} lost"
 
 
+class Target(Protocol):
+    """Where text goes: standard output, or the file of ``-w``."""
+
+    def write(self, text: str) -> None:
+        """Writes all of it."""
+
+
+class Printer(Protocol):
+    """What the stream feeds: text and JSON here, file formats in ``spliffctl.export``."""
+
+    totals: Totals
+
+    def show(self, batch: pb.WatchResponse) -> bool:
+        """Takes a batch; returns whether enough exchanges were shown."""
+
+
 class ItemPrinter:
     """Prints items until ``count`` exchanges are shown (0: for ever). ``renderer`` None means JSON."""
 
     def __init__(
         self,
-        output: Output,
+        output: Target,
         renderer: TextRenderer | None,
         *,
         bodies: bool,
@@ -107,7 +122,7 @@ class ItemPrinter:
     def _begin(self, progress: pb.Progress, lines: list[str]) -> None:
         """An exchange under way, and what came of its body before anybody knew that it would be one."""
         if progress.exchange.revealed:
-            _unmask(progress.exchange)
+            unmask(progress.exchange)
         live = self._live.begin(progress.exchange)
         lines.append(self._render["progress"](progress))
         if live.streams and self._bodies:
@@ -150,7 +165,7 @@ class ItemPrinter:
 
     def _json_exchange(self, exchange: pb.Exchange) -> str:
         if exchange.revealed:
-            _unmask(exchange)
+            unmask(exchange)
         live = self._live.end(exchange.part_key) if exchange.part_key else None
         if live is not None and live.streams:
             return _json_line("exchange")(exchange)  # its parts were printed as they came
@@ -165,7 +180,7 @@ class ItemPrinter:
         return _json_line("exchange")(exchange)
 
 
-def _unmask(exchange: pb.Exchange) -> None:
+def unmask(exchange: pb.Exchange) -> None:
     """Puts what was revealed where its masks are, so that a reader finds headers as they always are."""
     for revealed in exchange.revealed:
         headers = (exchange.response if revealed.response else exchange.request).headers

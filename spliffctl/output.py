@@ -28,13 +28,15 @@ class Output:
         self.writing = False
         """Set while a write may block: then a signal has to break it."""
 
-    def write(self, text: str) -> None:
+    def write(self, text: str | bytes) -> None:
         """Writes all of ``text``; waits for a slow reader, so that the daemon sees the pressure.
 
         Raises OutputClosedError when the reader is gone, ClientError when nothing can be written.
         """
-        # Text from the contract holds no lone surrogates, but a command line may.
-        rest = memoryview(text.encode("utf-8", "backslashreplace"))
+        if isinstance(text, str):
+            # Text from the contract holds no lone surrogates, but a command line may.
+            text = text.encode("utf-8", "backslashreplace")
+        rest = memoryview(text)
         self.writing = True
         try:
             while rest:

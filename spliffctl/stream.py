@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from spliffctl import client
 from spliffctl.child import Child
 from spliffctl.errors import UnavailableError
-from spliffctl.items import ItemPrinter
+from spliffctl.items import Printer
 from spliffctl.output import Output
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Watch:
         self,
         path: str,
         request: pb.WatchRequest,
-        printer: ItemPrinter,
+        printer: Printer,
         output: Output,
         *,
         seconds: float | None,

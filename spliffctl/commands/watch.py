@@ -1,7 +1,7 @@
 """``spliffctl watch``: shows exchanges as they happen.
 
 Takes the options, builds the request and the printer, runs the stream and turns its end into an exit code.
-Options that only shape text are refused beside ``-o json`` instead of being ignored.
+Options that only shape text are refused beside other formats instead of being ignored.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from spliffctl.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ClientError, Ref
 
 if TYPE_CHECKING:
     from spliffctl.child import Child
-    from spliffctl.items import ItemPrinter
+    from spliffctl.export.file import Rotation
+    from spliffctl.items import Printer
     from spliffctl.stream import End, Watch
+
+FORMS = ["text", "json", "har", "pcapng", "mitmproxy"]
 
 LARGEST_QUEUE = (1 << 64) - 1
 """A watcher of bodies asks for all the room that the daemon's configuration allows: a download outruns any
@@ -43,6 +46,16 @@ class Size(filters.Checked):
     def check(self, text: str) -> int:
         """Bytes."""
         return units.parse_size(text)
+
+
+class Rotate(filters.Checked):
+    """``100M`` or ``10m``."""
+
+    def check(self, text: str) -> Rotation:
+        """When a file is full."""
+        from spliffctl.export.file import parse_rotation
+
+        return parse_rotation(text)
 
 
 def _filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,8 +96,13 @@ Strings from the wire are quoted: no control character reaches the terminal.
 
 \b
 A command is started once the watch is in place; with it and its descendants the
-watch ends, and its exit status is returned. With -o json its standard output goes to
-standard error. --count and --for end the watch, not the command.
+watch ends, and its exit status is returned. Where standard output holds JSON or a file
+format, the command's goes to standard error. --count and --for end the watch, not the command.
+
+\b
+Files (-w): har (HAR 1.2, for browsers' developer tools), pcapng (plaintext as TCP
+packets; wireshark -d tcp.port==443,http shows HTTP/2 too), mitmproxy (mitmproxy -nr).
+Whole also after Ctrl-C or on a full disk; readable by you only.
 
 \b
 Examples:
@@ -92,6 +110,8 @@ Examples:
   spliffctl watch --unit nginx.service --status 5xx -l
   spliffctl watch --host '*.example.com' --method POST -b --body-limit 4K
   spliffctl watch -o json --for 1m | jq .exchange.request.path
+  spliffctl watch --for 1m -w capture.har
+  spliffctl watch --unit api.service -w api.pcapng --rotate 100M
   spliffctl watch -b -- curl -s https://api.example.com/users""",
 )
 @_filter_options
@@ -119,10 +139,17 @@ Examples:
     "-o",
     "--output",
     "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: one object a line.",
+    type=click.Choice(FORMS),
+    help="json: one object a line. The last three hold bodies, as with -b. Without -o the name of -w "
+    "decides; else text.",
+)
+@click.option(
+    "-w", "--write", "file", metavar="FILE", help="Write to FILE, which appears when it is complete."
+)
+@click.option(
+    "--rotate",
+    type=Rotate("SIZE|TIME"),
+    help="Begin another file after 100M or 10m; files are named FILE-START-NUMBER.",
 )
 @click.option("--utc", is_flag=True, help="Times in UTC instead of local time.")
 @click.option("--count", type=filters.Number("N", 1, 1 << 62), help="Stop after N exchanges.")
@@ -146,7 +173,9 @@ def command(
     handshakes: bool,
     no_colour: bool,
     color: str,
-    form: str,
+    form: str | None,
+    file: str | None,
+    rotate: Rotation | None,
     utc: bool,
     count: int | None,
     seconds: float | None,
@@ -155,23 +184,28 @@ def command(
     **selected: Any,
 ) -> int:
     """Show what this host says over TLS, as it happens."""
-    bodies = body or hexdump or body_limit is not None
+    from spliffctl.export import target as export
+
+    form = form or export.form_of(file)
+    bodies = body or hexdump or body_limit is not None or form in export.FORMS
+    export.refuse(form, file, rotate)
     _refuse_contradictions(
         form, command, selected, bodies=bodies, hexdump=hexdump, compact=compact, latency=latency
     )
 
     from spliffctl import client
+    from spliffctl.output import Output
 
-    # Before the fork, so that an absent daemon is told without a process to clean up.
+    # Before the fork, so that an absent daemon or folder is told without a process to clean up.
     client.try_socket(path)
+    output = Output()
+    target = export.Target(form, file, rotate, output)
     child = None
     if command:
         from spliffctl.child import Child
 
-        child = Child(command, stdout_to_stderr=form == "json")
+        child = Child(command, stdout_to_stderr=form != "text" and file is None)
 
-    from spliffctl.items import ItemPrinter
-    from spliffctl.output import Output
     from spliffctl.render.colour import palette
     from spliffctl.render.text import TextOptions, TextRenderer
     from spliffctl.stream import Watch
@@ -185,19 +219,19 @@ def command(
         body_limit=body_limit or 0,
         handshakes=handshakes,
         messages=True,
-        progress=True,
+        progress=form not in export.FORMS,
         queue_bytes=LARGEST_QUEUE if bodies else 0,
         reveal=reveal,
     )
-    output = Output()
     renderer = None
     if form == "text":
         options = TextOptions(bodies=bodies, hexdump=hexdump, compact=compact, latency=latency, utc=utc)
-        renderer = TextRenderer(options, palette("never" if no_colour else color, output.fd))
-    printer = ItemPrinter(output, renderer, bodies=bodies, body_limit=body_limit or 0, count=count or 0)
+        renderer = TextRenderer(options, palette("never" if no_colour or file else color, output.fd))
+    printer = target.printer(renderer, bodies=bodies, body_limit=body_limit or 0, count=count or 0)
     token = client.token(path) if reveal else ""
     try:
-        return _run(Watch(path, request, printer, output, seconds=seconds, token=token), printer, child)
+        with target.finished(printer):
+            return _run(Watch(path, request, printer, output, seconds=seconds, token=token), printer, child)
     except RefusedError as error:
         raise RefusedError(filters.pointed_at(str(error), expression)) from None
 
@@ -214,15 +248,15 @@ def _refuse_contradictions(
 ) -> None:
     """Usage errors for options that cannot both be meant."""
     shaping = [name for name, given in (("-x", hexdump), ("-c", compact), ("-l", latency)) if given]
-    if form == "json" and shaping:
-        raise click.UsageError(f"{shaping[0]} shapes text, so it has no meaning with -o json.")
+    if form != "text" and shaping:
+        raise click.UsageError(f"{shaping[0]} shapes text, so it has no meaning with -o {form}.")
     if compact and bodies:
         raise click.UsageError("-c is one line for each exchange, so it cannot show bodies.")
     if command and (selected["pids"] or selected["ppids"]):
         raise click.UsageError("a command is watched by its own pid: leave --pid and --ppid away.")
 
 
-def _run(watch: Watch, printer: ItemPrinter, child: Child | None) -> int:
+def _run(watch: Watch, printer: Printer, child: Child | None) -> int:
     """Runs the watch; whatever ends it, the command is waited for and not left behind."""
     import asyncio
 
@@ -245,7 +279,7 @@ def _run(watch: Watch, printer: ItemPrinter, child: Child | None) -> int:
     return _exit_code(end, watch, printer, child)
 
 
-def _exit_code(end: End, watch: Watch, printer: ItemPrinter, child: Child | None) -> int:
+def _exit_code(end: End, watch: Watch, printer: Printer, child: Child | None) -> int:
     from spliffctl.stream import End
 
     if end in (End.INTERRUPTED, End.TERMINATED):

@@ -69,7 +69,7 @@ class TextRenderer:
         """
         palette = self._palette
         request, response = exchange.request, exchange.response
-        url = word(_url(exchange))
+        url = word(wire.url(exchange))
         if self._options.compact:
             return self._compact(exchange, url)
         protocol = _protocol(exchange)
@@ -112,7 +112,7 @@ class TextRenderer:
         palette = self._palette
         line = (
             f"{self._clock.time_of_day(time.time_ns())} {palette.response}←{palette.reset} … "
-            f"{word(_url(exchange))}  {units.size(len(part.data))} at {part.offset:,}\n"
+            f"{word(wire.url(exchange))}  {units.size(len(part.data))} at {part.offset:,}\n"
         )
         return line + self._body(Body(((part.offset, part.data),)), exchange.response.content_type)
 
@@ -272,18 +272,6 @@ class TextRenderer:
 
 def _joined(lines: Iterable[str]) -> str:
     return "".join([line + "\n" for line in lines])
-
-
-def _url(exchange: pb.Exchange) -> str:
-    request = exchange.request
-    authority = request.authority or exchange.tls.sni or exchange.connection.remote.address
-    path = request.path
-    if request.method == "CONNECT" and not path.startswith("/"):
-        return authority or path
-    if "://" in path[:16]:
-        # Absolute form, as sent to a proxy (RFC 9112, 3.2.2).
-        return path
-    return f"{request.scheme or 'https'}://{authority}{path}"
 
 
 def _protocol(exchange: pb.Exchange) -> str:

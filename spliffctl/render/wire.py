@@ -1,7 +1,8 @@
 """Addresses and interfaces as text: who talks to whom, and where its packets were seen.
 
-Takes messages of the contract, returns fields of a line, quoted. The opener of a connection is always the
-left end of the arrow; the interfaces of a path come in the order in which they saw the first packet.
+Takes messages of the contract, returns fields of a line, quoted (but ``url``). The opener of a connection is
+always the left end of the arrow; the interfaces of a path come in the order in which they saw the first
+packet.
 """
 
 from __future__ import annotations
@@ -47,3 +48,16 @@ def hook(kind: str, interface: str) -> str:
     """``tc:wg0``."""
     name = word(kind.lower() or "?")
     return f"{name}:{word(interface)}" if interface else name
+
+
+def url(exchange: pb.Exchange) -> str:
+    """What was asked for: scheme, authority (else SNI, else address) and path; not quoted."""
+    request = exchange.request
+    authority = request.authority or exchange.tls.sni or exchange.connection.remote.address
+    path = request.path
+    if request.method == "CONNECT" and not path.startswith("/"):
+        return authority or path
+    if "://" in path[:16]:
+        # Absolute form, as sent to a proxy (RFC 9112, 3.2.2).
+        return path
+    return f"{request.scheme or 'https'}://{authority}{path}"
