@@ -96,21 +96,20 @@ def draw(panel: dict, axes, prometheus: Prometheus, begin: int, end: int) -> Non
     axes.set_xlim(times[0], times[-1])
     unit = panel["fieldConfig"]["defaults"].get("unit", "short")
     axes.yaxis.set_major_formatter(formatter(unit))
-    axes.set_ylim(bottom=0, top=1.02 if unit == "percentunit" and not stacked else None)
+    axes.set_ylim(bottom=0, top=1.05 if unit == "percentunit" and not stacked else None)
     axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M"))
     axes.tick_params(colors=TEXT, labelsize=7, length=0)
     axes.grid(visible=True, color="#2c3235", linewidth=0.6)
     for spine in axes.spines.values():
         spine.set_color("#2c3235")
-    if lines:
-        axes.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.1),
-            ncols=3,
-            fontsize=7,
-            frameon=False,
-            labelcolor=TEXT,
-        )
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.1),
+        ncols=3,
+        fontsize=7,
+        frameon=False,
+        labelcolor=TEXT,
+    )
 
 
 def main() -> int:
