@@ -22,6 +22,12 @@ else:
     # Generic since click 8.5 only, and click 8.2 is enough.
     ParamType = click.ParamType
 
+RAW_PROTOCOLS = (
+    *("redis", "postgresql", "mysql", "mqtt", "kafka", "smtp", "imap", "pop3", "dns", "ldap", "amqp", "ftp"),
+    *("xmpp", "irc", "mongodb", "ssh", "tls"),
+)
+"""What the daemon names among what it does not take apart."""
+
 PROTOCOLS = {
     "http1": "http1",
     "http/1.1": "http1",
@@ -32,6 +38,8 @@ PROTOCOLS = {
     "websocket": "websocket",
     "ws": "websocket",
     "raw": "raw",
+    **{name: name for name in RAW_PROTOCOLS},
+    "postgres": "postgresql",
 }
 """Names people use for protocols, and those of the contract."""
 
@@ -164,7 +172,7 @@ class Status(Checked):
 class Protocol(Checked):
     """The name of a protocol."""
 
-    completions = ("http1", "http2", "grpc", "websocket", "raw")
+    completions = ("http1", "http2", "grpc", "websocket", "raw", *RAW_PROTOCOLS)
 
     def check(self, text: str) -> str:
         """The name that the contract uses."""
@@ -214,7 +222,12 @@ OPTIONS: tuple[tuple[str, str, Checked, str], ...] = (
     ("--path", "paths", Path("GLOB"), "Request path, query included."),
     ("--method", "methods", Method("METHOD"), "Request method."),
     ("--status", "statuses", Status("STATUS"), "Response status: 404, 2xx, 400-499."),
-    ("--protocol", "protocols", Protocol("NAME"), "http1, http2, grpc, websocket or raw."),
+    (
+        "--protocol",
+        "protocols",
+        Protocol("NAME"),
+        "http1, http2, grpc, websocket, raw, or what raw bytes are: redis, ...",
+    ),
     ("--library", "libraries", Library("NAME"), "TLS library: openssl, gnutls, nss, go, ..."),
     ("--port", "ports", PORT, "Port, local or remote."),
 )

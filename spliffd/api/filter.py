@@ -24,6 +24,7 @@ from spliffd.api.expression.compiler import Expression
 from spliffd.api.expression.lexer import ExpressionError
 from spliffd.ipc import Summary
 from spliffd.pb import spliff_pb2 as pb
+from spliffd.protocols.recognise import NAMES
 
 MAX_VALUES = 1024
 """Values of one kind: a service of a thousand processes; they are looked up in sets."""
@@ -130,7 +131,9 @@ class Filter:
     def _exchange(self, request: pb.Filter) -> list[Predicate]:
         found: list[Predicate] = []
         if request.protocols:
-            protocols = _names("protocols", request.protocols, counters.PROTOCOLS)
+            protocols = _names("protocols", request.protocols, counters.PROTOCOLS + NAMES)
+            if "raw" in protocols:  # whatever is not taken apart, named or not
+                protocols = protocols.union(NAMES)
             found.append(lambda s: s.protocol in protocols)
         if request.methods:
             methods = frozenset(method.upper() for method in _values("methods", request.methods))

@@ -18,6 +18,7 @@ from spliffd.protocols import detect, http2_detect
 from spliffd.protocols.http1 import REQUEST, RESPONSE, Http1
 from spliffd.protocols.http2 import Http2
 from spliffd.protocols.messages import HttpExchange
+from spliffd.protocols.recognise import Recogniser
 from spliffd.protocols.websocket import Room, WebSocket, WebSocketMessage
 from spliffd.protocols.websocket_deflate import negotiated
 
@@ -60,6 +61,7 @@ class Connection:
         "process",
         "protocol",
         "raw_kept",
+        "recogniser",
         "request_direction",
         "room",
         "slots",
@@ -83,6 +85,8 @@ class Connection:
         self.raw_kept: Sequence[tuple[int, int, bytes]] = NO_BYTES
         """What turned out to be raw in the piece that decided so, and was kept before it: direction, offset,
         bytes. The engine takes it; later pieces go out at once, even while they are looked at."""
+        self.recogniser: Recogniser | None = None
+        """Says what a raw connection speaks."""
         self.websocket: WebSocket | None = None
         self.messages: list[WebSocketMessage] = []
         """Finished ones; the engine takes them."""
@@ -132,6 +136,9 @@ class Connection:
             more = NOTHING
             side = REQUEST if direction == self.request_direction else RESPONSE
             self.messages += self.websocket.feed(side, payload, now)
+        elif self.state == RAW and http1 is not None:
+            more = NOTHING  # a tunnel: what is in it is not looked for
+            self._listen(direction, payload)
         else:
             more = self._decide(direction, offset, payload, now) if payload else NOTHING
         if more:
@@ -249,6 +256,10 @@ class Connection:
                     (direction, offset, payload),
                 )
                 self.raw_kept = [entry for entry in found if entry[2]]
+                for way, _, data in self.raw_kept:
+                    self._listen(way, data)
+            else:
+                self._listen(direction, payload)
             self.state = RAW
             self.protocol = self.protocol or "raw"
             return NOTHING
@@ -312,9 +323,16 @@ class Connection:
                 exchange.websocket = True
         if self.websocket is None:
             self.raw_kept = [(way, self.expect[way] - len(rest), rest) for way, rest in rests if rest]
+            for way, rest in rests:
+                self._listen(way, rest)
             return
         for side, (_, rest) in enumerate(rests):
             self.messages += self.websocket.feed(side, rest, now)
+
+    def _listen(self, direction: int, data: bytes) -> None:
+        if self.recogniser is None:
+            self.recogniser = Recogniser()
+        self.recogniser.listen(direction, data, self.facts.role, self.facts.alpn)
 
     def _requests_go(self, direction: int) -> None:
         self.request_direction = direction

@@ -174,6 +174,7 @@ class Engine:
             if connection.state == RAW:
                 kept, connection.raw_kept = connection.raw_kept, NO_BYTES
                 if self.wants_chunks:
+                    self._join.glance(connection, now)
                     for way, where, data in kept:
                         self._receiver.chunk(connection, way, where, data, len(data), now)
                     if was_raw:

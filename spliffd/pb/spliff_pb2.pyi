@@ -184,7 +184,9 @@ class Filter(_message.Message):
 
     @_builtins.property
     def protocols(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Protocol names: http1, http2, grpc, websocket, raw."""
+        """Protocol names: http1, http2, grpc, websocket, raw (all that is not taken apart), or one of those that
+        Chunk.protocol names.
+        """
 
     @_builtins.property
     def libraries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1380,7 +1382,9 @@ class Chunk(_message.Message):
     size: _builtins.int
     """How many bytes there were."""
     protocol: _builtins.str
-    """What the bytes look like: redis, postgresql, unknown, ..."""
+    """By ALPN or by the first bytes: redis, postgresql, mysql, mqtt, kafka, smtp, imap, pop3, dns, ldap, amqp, ftp, xmpp,
+    irc, mongodb, ssh, tls (within TLS); unknown until one is recognised.
+    """
     @_builtins.property
     def process(self) -> Global___Process:
         """Whose program it was."""

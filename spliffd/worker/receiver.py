@@ -267,6 +267,7 @@ class FrameMaker:
             return
         facts = connection.facts
         common = spliff_pb2.Exchange.FromString(connection_prefix(facts) + traffic_piece(facts))
+        name = connection.recogniser.name if connection.recogniser is not None else ""
         limit = self.demand.body_limit or len(data)
         shown = data[:limit] if self.demand.bodies else b""
         secret = b""
@@ -283,11 +284,16 @@ class FrameMaker:
             offset=offset,
             data=shown,
             size=size,
-            protocol="unknown",
+            protocol=name or "unknown",
         )
+        message.correlation.wire = facts.wire
         self._output.put(
             ipc.Frame(
-                ipc.CHUNK, 0, summary_of(facts, None, "raw", self.masker), message.SerializeToString(), secret
+                ipc.CHUNK,
+                0,
+                summary_of(facts, None, name or "raw", self.masker),
+                message.SerializeToString(),
+                secret,
             )
         )
 
