@@ -27,6 +27,7 @@ def configuration() -> str:
         "Capture": "capture",
         "Interfaces": "interfaces",
         "Access": "access",
+        "History": "history",
         "Metrics": "metrics",
     }
     lines = [NOTE, "# Configuration", ""]

@@ -21,6 +21,8 @@ PROGRAM = "spliffctl"
 
 COMMANDS = {
     "watch": "Show what this host says over TLS, as it happens.",
+    "list": "List what the daemon remembers, one line for each exchange.",
+    "show": "Show one exchange of history: headers, bodies, timing, connection, correlation.",
     "flows": "List the TCP flows that are open, and the interfaces that see their packets.",
     "processes": "List the processes that speak TLS, and whether it is seen decrypted.",
     "why": "Say whether a process's TLS is seen decrypted, why not, and what to do.",
@@ -29,6 +31,7 @@ COMMANDS = {
     "stats": "Print the daemon's statistics.",
     "status": "Show what runs, what it captures, and how well it is.",
     "token": "Print a token that proves who you are, for other gRPC clients.",
+    "debug": "Switch the daemon's debug log, for root and the reveal group.",
     "completion": "Print the shell's completion script.",
 }
 """Commands with their summaries, so that --help need not import them; a test compares."""

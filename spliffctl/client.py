@@ -11,15 +11,22 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from spliffctl.errors import ClientError, NotPermittedError, RefusedError, UnavailableError
+from spliffctl.errors import (
+    ClientError,
+    NotPermittedError,
+    PreconditionError,
+    RefusedError,
+    UnavailableError,
+)
 from spliffctl.render.quote import quote
 
 if TYPE_CHECKING:
     import grpc
     import grpc.aio
 
+    from spliffd.pb import spliff_pb2 as pb
     from spliffd.pb.spliff_pb2_grpc import SpliffStub
 
 Result = TypeVar("Result")
@@ -116,13 +123,65 @@ def _quiet_grpc() -> None:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
+Metadata = tuple[tuple[str, str], ...]
+
+
 def call(path: str, question: Callable[[SpliffStub], Result]) -> Result:
-    """Asks the daemon one question: ``call(path, lambda stub: stub.GetInfo(..., timeout=...))``."""
-    try_socket(path)
-    with channel(path) as opened, explained():
+    """Asks the daemon one question: ``call(path, lambda stub: stub.GetInfo(..., timeout=...))``.
+
+    Somebody who may not use the group's socket asks on the one for everybody, where there is one.
+    """
+    place, metadata = way(path)
+    with channel(place) as opened, explained():
         from spliffd.pb.spliff_pb2_grpc import SpliffStub
 
-        return question(SpliffStub(opened))
+        return question(SpliffStub(_bearing(opened, metadata) if metadata else opened))
+
+
+def way(path: str) -> tuple[str, Metadata]:
+    """The socket that this user may use, and the metadata that it takes.
+
+    That is ``path``, or else the socket for everybody's own processes with a token. Raises what keeps this
+    user from the first when there is no second.
+    """
+    try:
+        try_socket(path)
+    except NotPermittedError:
+        try:
+            try_socket(user_socket(path))
+        except ClientError:
+            pass
+        else:
+            return user_socket(path), bearer(path)
+        raise
+    return path, ()
+
+
+def bearer(path: str) -> Metadata:
+    """The metadata that proves who runs this process."""
+    return (("authorization", f"Bearer {token(path)}"),)
+
+
+def _bearing(opened: grpc.Channel, metadata: Metadata) -> grpc.Channel:
+    """The channel, with ``metadata`` on every call of one answer."""
+    import grpc
+
+    class Bearing(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc,unused-ignore]  # grpc has no types
+        def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+            return continuation(_Details(details.method, details.timeout, metadata), request)
+
+    return grpc.intercept_channel(opened, Bearing())
+
+
+class _Details(NamedTuple):
+    """grpc.ClientCallDetails."""
+
+    method: str
+    timeout: float | None
+    metadata: Metadata
+    credentials: Any = None
+    wait_for_ready: bool | None = None
+    compression: Any = None
 
 
 def channel(path: str) -> grpc.Channel:
@@ -139,6 +198,12 @@ def auth_socket(path: str) -> str:
     return os.path.join(folder, "auth.sock") if name == os.path.basename(DEFAULT_SOCKET) else f"{path}.auth"
 
 
+def user_socket(path: str) -> str:
+    """Where everybody may watch their own processes: user.sock beside spliffd.sock, else PATH.user."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, "user.sock") if name == os.path.basename(DEFAULT_SOCKET) else f"{path}.user"
+
+
 def token(path: str) -> str:
     """A short-lived token that proves to the daemon at ``path`` who runs this process."""
     place = auth_socket(path)
@@ -149,6 +214,16 @@ def token(path: str) -> str:
 
         answer = AuthStub(opened).GetToken(spliff_pb2.GetTokenRequest(), timeout=CALL_TIMEOUT_S)
         return answer.token
+
+
+def stream(path: str, request: pb.WatchRequest) -> Iterator[Any]:
+    """The items of a watch that ends by itself, batch by batch."""
+    place, metadata = way(path)
+    with channel(place) as opened, explained():
+        from spliffd.pb.spliff_pb2_grpc import SpliffStub
+
+        for response in SpliffStub(opened).Watch(request, metadata=metadata or None):
+            yield response.items
 
 
 def streaming_channel(path: str) -> grpc.aio.Channel:
@@ -196,6 +271,10 @@ def explain(error: Any) -> ClientError:
     details = quote(error.details() or "")
     if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
         return NotPermittedError(f"spliffd refuses: {details or 'no reason given'}")
+    if code == grpc.StatusCode.FAILED_PRECONDITION:
+        return PreconditionError(f"spliffd cannot do that: {details}")
+    if code == grpc.StatusCode.NOT_FOUND:
+        return RefusedError(f"spliffd does not have that: {details}")
     if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE):
         return RefusedError(f"spliffd does not take these arguments: {details}")
     if code == grpc.StatusCode.UNIMPLEMENTED:

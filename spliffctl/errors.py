@@ -38,6 +38,10 @@ class UnavailableError(ClientError):
     exit_code = EXIT_UNAVAILABLE
 
 
+class PreconditionError(UnavailableError):
+    """The daemon is not set up for that, or the kernel refused: exit 69."""
+
+
 class NotPermittedError(ClientError):
     """This user may not do that: exit 77."""
 

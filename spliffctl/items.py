@@ -111,9 +111,12 @@ class ItemPrinter:
                     self._live.end(key)
             elif kind == "loss":
                 self._lose(item.loss, lines)
+            elif kind == "started":
+                # The ids start, or start anew: what waits belongs to a stream that is gone.
+                self._store.clear()
             elif kind in self._render:
                 lines.append(self._render[kind](getattr(item, kind)))
-            # What is left is Started, and kinds that a later daemon may know.
+            # What is left are kinds that a later daemon may know.
         self._tell_own_loss(lines)
         if lines:
             self._output.write("".join(lines))

@@ -126,6 +126,11 @@ class PartStore:
         self._bytes -= sum(len(data) + PART_OVERHEAD for _, data in waiting)
         return waiting
 
+    def clear(self) -> None:
+        """Forgets all parts: their exchanges will not come."""
+        self._waiting.clear()
+        self._bytes = 0
+
     def take(self, exchange: pb.Exchange) -> tuple[Body, Body]:
         """The bodies of request and response of an exchange; its parts wait no longer."""
         of_request, of_response = self._pop(exchange.part_key)

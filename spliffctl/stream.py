@@ -2,7 +2,8 @@
 
 Takes a request, a printer and the conditions that end the watch; returns why it ended. Starts the command
 (``-- COMMAND``) only when the stream has answered ``Started``. Raises ClientError when the daemon cannot be
-reached, refuses, or breaks the stream. Never polls: idle, it sleeps in epoll.
+reached, refuses, or breaks the stream; with ``reconnect`` it waits for the daemon instead and goes on where
+it was. Never polls while a stream is open: idle, it sleeps in epoll.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import enum
 import os
 import signal
 import stat
+import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from spliffctl import client
 from spliffctl.child import Child
-from spliffctl.errors import UnavailableError
+from spliffctl.errors import PreconditionError, UnavailableError
 from spliffctl.items import Printer
 from spliffctl.output import Output
+from spliffctl.resume import FIRST_PAUSE_S, Place, gap, longer
 
 if TYPE_CHECKING:
     from spliffd.pb import spliff_pb2 as pb
@@ -46,10 +50,11 @@ class End(enum.Enum):
     OUTPUT_CLOSED = enum.auto()
     COMMAND_ENDED = enum.auto()
     COMMAND_FAILED = enum.auto()
+    HISTORY_ENDED = enum.auto()
 
 
 class Watch:
-    """One run of the stream. ``token`` proves who asks, where that matters (secrets)."""
+    """One run of the stream. ``proof``: send a token that proves who asks (secrets take one)."""
 
     def __init__(
         self,
@@ -59,14 +64,20 @@ class Watch:
         output: Output,
         *,
         seconds: float | None,
-        token: str = "",
+        proof: bool = False,
+        reconnect: bool = False,
     ) -> None:
         self._path = path
         self._request = request
         self._printer = printer
         self._output = output
         self._seconds = seconds
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
+        self._proof = proof
+        self._place = Place() if reconnect else None
+        self._running = False
+        self._ended: asyncio.Future[None] | None = None
+        self._connected: Callable[[], None] | None = None
+        """What to do when the next stream has begun; None while one is open."""
         self.command_error: OSError | None = None
 
     async def run(self, child: Child | None) -> End:
@@ -76,26 +87,66 @@ class Watch:
         restore = self._stop_on_signals(loop, stop)
         self._stop_on_closed_output(loop, stop)
         try:
-            # grpc.aio has no typed stub for a mixed sync and asyncio code base.
-            async with client.streaming_channel(self._path) as channel:
-                from spliffd.pb.spliff_pb2_grpc import SpliffStub
-
-                stream: Any = SpliffStub(channel).Watch(self._request, metadata=self._metadata)
-                try:
-                    return await self._follow(stream, stop, child)
-                finally:
-                    stream.cancel()
+            place = self._place
+            if place is None:
+                return await self._once(self._request, stop, child)
+            return await self._again_and_again(place, stop, child)
         finally:
             restore()
+
+    async def _once(self, request: pb.WatchRequest, stop: asyncio.Future[End], child: Child | None) -> End:
+        path, metadata = client.way(self._path)
+        if self._proof and not metadata:
+            metadata = client.bearer(self._path)
+        # grpc.aio has no typed stub for a mixed sync and asyncio code base.
+        async with client.streaming_channel(path) as channel:
+            from spliffd.pb.spliff_pb2_grpc import SpliffStub
+
+            stream: Any = SpliffStub(channel).Watch(request, metadata=metadata or None)
+            try:
+                return await self._follow(stream, stop, child)
+            finally:
+                stream.cancel()
+
+    async def _again_and_again(self, place: Place, stop: asyncio.Future[End], child: Child | None) -> End:
+        """Until something but the connection ends the watch."""
+        pause, broke_ns, history = FIRST_PAUSE_S, 0, True
+        while True:
+            request = place.request(self._request) if history else place.live(self._request)
+            if broke_ns:
+                self._connected = lambda since=broke_ns, kept=history: self._tell_gap(since, history=kept)
+            try:
+                return await self._once(request, stop, child)
+            except PreconditionError:
+                if not (place.epoch and history):
+                    raise
+                history = False  # this daemon keeps none: go on live, and say so
+                continue
+            except UnavailableError as error:
+                if not place.epoch:
+                    raise  # never connected: a mistake of the operator's rather than a restart
+                if self._connected is None:
+                    pause, broke_ns = FIRST_PAUSE_S, time.time_ns()
+                    print(f"spliffctl: {error}; waiting for it", file=sys.stderr)
+            done, _ = await asyncio.wait({stop}, timeout=pause)
+            if done:
+                return stop.result()
+            pause = longer(pause)
+
+    def _tell_gap(self, since_ns: int, *, history: bool) -> None:
+        self._connected = None
+        now = time.time_ns()
+        print(f"spliffctl: connected again after {(now - since_ns) / 1e9:.1f} s", file=sys.stderr)
+        self._printer.show(gap(since_ns, now, history=history))
 
     async def _follow(self, stream: Any, stop: asyncio.Future[End], child: Child | None) -> End:
         """Reads batches until ``stop``, enough exchanges, or the command's end and its grace."""
         import grpc.aio
 
         loop = asyncio.get_running_loop()
-        ended = loop.create_future()
+        ended = self._ended = self._ended or loop.create_future()
         started = False
-        deadline = 0.0
+        deadline = loop.time() + GRACE_MAX_S if ended.done() else 0.0
         reading = asyncio.ensure_future(stream.read())
         while True:
             timeout = None if started else START_TIMEOUT_S
@@ -112,16 +163,24 @@ class Watch:
                 except grpc.RpcError as error:
                     raise client.explain(error) from None
                 if batch is grpc.aio.EOF:
+                    if self._request.HasField("follow") and not self._request.follow:
+                        return End.HISTORY_ENDED
                     raise UnavailableError(
                         "spliffd ended the stream (it stopped or was restarted): run the command again"
                     )
                 reading = asyncio.ensure_future(stream.read())
                 if not started:
                     started = True
-                    self._start_clock(loop, stop)
-                    if child and not self._release(child, loop, ended):
-                        reading.cancel()
-                        return End.COMMAND_FAILED
+                    if self._connected is not None:
+                        self._connected()
+                    if not self._running:
+                        self._running = True
+                        self._start_clock(loop, stop)
+                        if child and not self._release(child, loop, ended):
+                            reading.cancel()
+                            return End.COMMAND_FAILED
+                if self._place is not None:
+                    self._place.note(batch)
                 if self._printer.show(batch):
                     reading.cancel()
                     return End.COUNT_REACHED

@@ -98,6 +98,13 @@ class Access(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     queue_mib: int = 256
     """Most that one watcher may have queued before bodies, then exchanges, are shed; only watchers of bodies
     ask for more than 16 MiB. 192 MiB of it may be bodies: a 64 MiB download seen at both ends, with room."""
+    users: str = "none"
+    """"own": any local user may watch what their own processes say, on user.sock beside the socket of the
+    group. The kernel says who they are; they learn nothing of other users' processes. "none": there is no
+    such socket."""
+    watchers: int = 64
+    """Watchers at a time, of everything; as many again may watch own processes. With the default queue 64
+    can hold 1 GiB at worst."""
     reveal_group: str = ""
     """The group whose members (and root) get secrets unmasked when they ask (`spliffctl watch --reveal`);
     each time is a line in the journal. Empty: nobody does."""
@@ -153,6 +160,31 @@ class Access(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     shown as they are. "all": bodies are shown to nobody but those who may see secrets."""
 
 
+class History(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What is kept of exchanges for watchers that come later; secrets in it are masked.
+
+    While nobody watches it is filled only if `[capture] unwatched` is "metrics", and with what
+    `unwatched_rate` lets through.
+    """
+
+    memory_mib: int = 8
+    """Memory for it; it grows as exchanges come. 8 MiB hold some 5,000 exchanges without bodies: minutes of a
+    busy service, hours of a quiet one. 0: nothing is kept, and the daemon does less while nobody watches."""
+    exchanges: int = 10_000
+    """Most exchanges that are kept in memory, however small they are: a watcher gets them in a tenth of a
+    second."""
+    body_limit: int = 0
+    """Most bytes that are kept of each body. Bodies cost more than all the rest: with a limit above 0 the
+    rings have the size of body_ring_mib all the time."""
+    path: str = ""
+    """A file (SQLite) that keeps more, across restarts, in a folder of its own: the packaged unit allows
+    /var/lib/spliff/history/history.db. Empty: memory only."""
+    file_mib: int = 1024
+    """Size of that file, about: some 700,000 exchanges without bodies. The oldest give way."""
+    hours: int = 168
+    """How long the file keeps an exchange: a week, until somebody looks into what happened on Friday."""
+
+
 class Metrics(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The Prometheus endpoint."""
 
@@ -169,6 +201,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     capture: Capture = Capture()
     interfaces: Interfaces = Interfaces()
     access: Access = Access()
+    history: History = History()
     metrics: Metrics = Metrics()
 
 
@@ -176,6 +209,12 @@ def auth_socket(path: str) -> str:
     """Where tokens are issued, beside the socket ``path``: auth.sock beside spliffd.sock, else PATH.auth."""
     folder, name = os.path.split(path)
     return os.path.join(folder, "auth.sock") if name == DEFAULT_SOCKET.name else f"{path}.auth"
+
+
+def user_socket(path: str) -> str:
+    """The socket for everybody, beside the socket ``path``: user.sock beside spliffd.sock, else PATH.user."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, "user.sock") if name == DEFAULT_SOCKET.name else f"{path}.user"
 
 
 def parse(text: str, source: str) -> Config:
@@ -250,11 +289,33 @@ def check(config: Config, source: str) -> Config:
                 f'{source}: access.mask_headers and access.mask_fields: "{name}" is no name',
                 "use names of letters, digits, - and _",
             )
+    if config.access.users not in ("none", "own"):
+        raise UsageError(f'{source}: access.users is "{config.access.users}"', 'use "none" or "own"')
+    if not 1 <= config.access.watchers <= 1024:
+        raise UsageError(f"{source}: access.watchers is {config.access.watchers}", "use 1 to 1024")
     if not 1 <= config.access.queue_mib <= 1024:
         raise UsageError(f"{source}: access.queue_mib is {config.access.queue_mib}", "use 1 to 1024")
+    _check_history(config.history, source)
     if config.metrics.listen != "off":
         parse_address(config.metrics.listen, source)
     return config
+
+
+def _check_history(history: History, source: str) -> None:
+    for name, value, first, last in (
+        ("memory_mib", history.memory_mib, 0, 1024),
+        ("exchanges", history.exchanges, 1, 10_000_000),
+        ("body_limit", history.body_limit, 0, 1 << 20),
+        ("file_mib", history.file_mib, 1, 1 << 20),
+        ("hours", history.hours, 1, 24 * 3650),
+    ):
+        if not first <= value <= last:
+            raise UsageError(f"{source}: history.{name} is {value}", f"use {first} to {last}")
+    if history.path and not (os.path.isabs(history.path) and history.memory_mib):
+        raise UsageError(
+            f'{source}: history.path is "{history.path}"',
+            "use an absolute path, and a memory_mib above 0: the file is written from memory",
+        )
 
 
 def parse_address(text: str, source: str) -> tuple[str, int]:

@@ -102,8 +102,8 @@ class Whom(msgspec.Struct, array_like=True):
 class Demand(msgspec.Struct, array_like=True, tag=True):
     """What all watchers together want; sent by the api whenever it changes.
 
-    Without watchers nothing is serialised at all. ``body_limit`` is the largest limit anybody asked
-    for (0: none of the watchers set one, send everything).
+    Without watchers and ``history`` nothing is serialised at all. ``body_limit`` is the largest limit
+    anybody asked for (0: none of the watchers set one, send everything).
     """
 
     watchers: int
@@ -117,6 +117,8 @@ class Demand(msgspec.Struct, array_like=True, tag=True):
     """Whose connections are wanted; None: everybody's (while there are watchers)."""
     progress: bool = False
     """Whether somebody wants to see exchanges that are under way."""
+    history: bool = False
+    """Exchanges are kept for watchers that come later: serialised also while there are none now."""
 
 
 # ---- control: supervisor -> others ------------------------------------------------------------
@@ -305,13 +307,19 @@ class Query(msgspec.Struct, array_like=True, tag=True):
 
 
 class Audited(msgspec.Struct, array_like=True):
-    """Somebody asked for secrets: who (as the kernel says), what for, and what came of it."""
+    """Somebody asked for what takes a role: who (as the kernel says), what for, and what came of it.
+
+    ``what`` is "reveal" (secrets; ``filter`` says of what) or "debug" (the debug log; ``filter`` is on or
+    off). Of somebody with a certificate only the ``name`` in it is known, and ``uid`` is -1.
+    """
 
     uid: int
     pid: int
     granted: bool
     reason: str
     filter: str
+    name: str = ""
+    what: str = "reveal"
 
 
 ToChild = (

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from spliffctl import filters, units
+from spliffctl import filters, history, units
 from spliffctl.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ClientError, RefusedError
 
 if TYPE_CHECKING:
@@ -58,8 +59,11 @@ class Rotate(filters.Checked):
         return parse_rotation(text)
 
 
-def _filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that make up the filter."""
+    function = click.option(
+        "--filter", "expression", metavar="EXPR", help="Expression over the fields of an exchange; see below."
+    )(function)
     for option, field, kind, description in reversed(filters.OPTIONS):
         function = click.option(option, field, type=kind, multiple=True, help=description)(function)
     return function
@@ -109,15 +113,14 @@ Examples:
   spliffctl watch --pid 1234
   spliffctl watch --unit nginx.service --status 5xx -l
   spliffctl watch --host '*.example.com' --method POST -b --body-limit 4K
+  spliffctl watch --since 10m --no-follow --status 5xx
+  spliffctl watch --reconnect -o json --field request.path --field response.status
   spliffctl watch -o json --for 1m | jq .exchange.request.path
   spliffctl watch --for 1m -w capture.har
   spliffctl watch --unit api.service -w api.pcapng --rotate 100M
   spliffctl watch -b -- curl -s https://api.example.com/users""",
 )
-@_filter_options
-@click.option(
-    "--filter", "expression", metavar="EXPR", help="Expression over the fields of an exchange; see below."
-)
+@filter_options
 @click.option("-b", "--body", is_flag=True, help="Show bodies.")
 @click.option(
     "--body-limit", type=Size("BYTES"), help="At most this much of each body (64K, 1M); implies -b."
@@ -152,6 +155,17 @@ Examples:
     help="Begin another file after 100M or 10m; files are named FILE-START-NUMBER.",
 )
 @click.option("--utc", is_flag=True, help="Times in UTC instead of local time.")
+@click.option(
+    "--since", type=history.SINCE, help="Begin with what is known since then: 5m, 2026-11-22T15:04."
+)
+@click.option("--last", type=history.LAST, help="Begin with the last N exchanges that match.")
+@click.option("--no-follow", is_flag=True, help="End where the present begins; with --since or --last.")
+@click.option(
+    "--reconnect", is_flag=True, help="Wait for a daemon that restarts, and go on without a gap or a repeat."
+)
+@click.option(
+    "--field", "fields", multiple=True, metavar="PATH", help="Only this field (request.path); -o json."
+)
 @click.option("--count", type=filters.Number("N", 1, 1 << 62), help="Stop after N exchanges.")
 @click.option(
     "--for", "seconds", type=Duration("DURATION"), help="Stop after 30s, 5m, 1h; a number is seconds."
@@ -177,6 +191,11 @@ def command(
     file: str | None,
     rotate: Rotation | None,
     utc: bool,
+    since: Any,
+    last: int | None,
+    no_follow: bool,
+    reconnect: bool,
+    fields: tuple[str, ...],
     count: int | None,
     seconds: float | None,
     reveal: bool,
@@ -193,11 +212,16 @@ def command(
         form, command, selected, bodies=bodies, hexdump=hexdump, compact=compact, latency=latency
     )
 
+    if no_follow and not (since or last):
+        raise click.UsageError("--no-follow shows history only: say how much of it with --since or --last.")
+    if fields and form != "json":
+        raise click.UsageError("--field chooses what -o json prints; text has its own form.")
+
     from spliffctl import client
     from spliffctl.output import Output
 
     # Before the fork, so that an absent daemon or folder is told without a process to clean up.
-    client.try_socket(path)
+    client.way(path)
     output = Output()
     target = export.Target(form, file, rotate, output)
     child = None
@@ -222,16 +246,20 @@ def command(
         progress=form not in export.FORMS,
         queue_bytes=LARGEST_QUEUE if bodies else 0,
         reveal=reveal,
+        since_time_ns=history.since_ns(since, time.time_ns()),
+        last=last or 0,
+        follow=False if no_follow else None,
+        fields=fields,
     )
     renderer = None
     if form == "text":
         options = TextOptions(bodies=bodies, hexdump=hexdump, compact=compact, latency=latency, utc=utc)
         renderer = TextRenderer(options, palette("never" if no_colour or file else color, output.fd))
     printer = target.printer(renderer, bodies=bodies, body_limit=body_limit or 0, count=count or 0)
-    token = client.token(path) if reveal else ""
+    watch = Watch(path, request, printer, output, seconds=seconds, proof=reveal, reconnect=reconnect)
     try:
         with target.finished(printer):
-            return _run(Watch(path, request, printer, output, seconds=seconds, token=token), printer, child)
+            return _run(watch, printer, child)
     except RefusedError as error:
         raise RefusedError(filters.pointed_at(str(error), expression)) from None
 

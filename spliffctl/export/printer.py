@@ -61,6 +61,8 @@ class ExportPrinter:
                     self._store.add(item.body_part)
                 case "discard":
                     self._store.discard(list(item.discard.part_keys))
+                case "started":
+                    self._store.clear()
         parts, size = self._store.take_loss()
         if parts:
             from spliffd.pb import spliff_pb2

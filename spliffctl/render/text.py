@@ -170,7 +170,7 @@ class TextRenderer:
         unit = LOST_UNITS.get(loss.stage, "exchange")
         if "body" in loss.reason:
             unit = "body part"
-        how_much = units.count(loss.count, unit)
+        how_much = units.count(loss.count, unit) if loss.count else "nobody knows how much"
         if loss.bytes:
             how_much += f", {units.size(loss.bytes)}"
         when = ""

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 
 from spliffd import ipc
 from spliffd.api import wire
+from spliffd.api.mask import Mask
 from spliffd.pb import spliff_pb2 as pb
 
 KINDS: dict[int, str] = {
@@ -47,9 +48,21 @@ class Variant(NamedTuple):
 class Delivery:
     """A frame together with the entries made of it so far. Raises ValueError for a broken frame."""
 
-    __slots__ = ("_data", "_head", "_message", "_plain", "_variants", "frame", "kind", "summary")
+    __slots__ = (
+        "_data",
+        "_head",
+        "_masked",
+        "_message",
+        "_own",
+        "_own_number",
+        "_plain",
+        "_variants",
+        "frame",
+        "kind",
+        "summary",
+    )
 
-    def __init__(self, frame: ipc.Frame, number: int = 0) -> None:
+    def __init__(self, frame: ipc.Frame, number: int = 0, own_number: int = 0) -> None:
         if frame.summary is None or frame.kind not in KINDS:
             raise ValueError(f"a frame of kind {frame.kind} without a summary")
         self.frame = frame
@@ -58,6 +71,9 @@ class Delivery:
         self._variants: dict[tuple[int, int, bool], Variant] = {}
         self._plain: bytes | None = None
         self._message: Message | None = None
+        self._masked: dict[tuple[bytes, tuple[str, ...]], bytes] = {}
+        self._own: Delivery | None = None
+        self._own_number = own_number
         self._head: tuple[bytes, ...] = (frame.public,)
         self._data = b""
         if self.kind == ipc.EXCHANGE:
@@ -76,6 +92,46 @@ class Delivery:
         if frame.request_body or frame.response_body or frame.withheld or self._data:
             return True
         return reveal and bool(frame.secret or frame.secret_request_body or frame.secret_response_body)
+
+    @property
+    def own(self) -> Delivery:
+        """The same for watchers who may know of one user's processes only.
+
+        Ids and part keys count what everybody does: theirs are the number among the exchanges of this user,
+        and a keyed hash.
+        """
+        if self._own is None:
+            frame = self.frame
+            key = wire.hidden(frame.part_key) if frame.part_key else 0
+            public = frame.public
+            if self.kind in (ipc.EXCHANGE, ipc.PROGRESS) and key:
+                public += wire.PART_KEY_TAG + wire.varint(key)
+            elif self.kind == ipc.MESSAGE:
+                public = wire.hide_exchange(public)
+            copied = ipc.Frame(
+                frame.kind,
+                key,
+                frame.summary,
+                public,
+                frame.secret,
+                frame.request_body,
+                frame.request_offset,
+                frame.response_body,
+                frame.response_offset,
+                frame.secret_request_body,
+                frame.secret_response_body,
+                frame.withheld,
+            )
+            self._own = Delivery(copied, self._own_number)
+        return self._own
+
+    def masked(self, entry: bytes, mask: Mask) -> bytes:
+        """The entry with the fields of ``mask`` only; made once for all watchers with the same."""
+        key = (entry, mask.key)
+        found = self._masked.get(key)
+        if found is None:
+            found = self._masked[key] = mask.apply(entry)
+        return found
 
     @property
     def message(self) -> Message:

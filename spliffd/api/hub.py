@@ -1,22 +1,24 @@
 """Where frames meet watchers: numbering, distribution, and what all watchers together want.
 
 Takes batches from the workers' links and watchers from the service; gives every watcher every frame,
-in one order with one id for each exchange, and tells every worker the sum of all wishes whenever it
-changes. Does no I/O of its own beyond the links, and keeps nothing: what no watcher queued is gone.
+in one order with one id for each exchange, keeps it in history, and tells every worker the sum of all wishes
+whenever it changes. Does no I/O of its own beyond the links.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from google.protobuf.message import DecodeError
 
 from spliffd import ipc
 from spliffd.api import whom
 from spliffd.api.delivery import Delivery
+from spliffd.api.history import History
 from spliffd.api.links import DataLink
 from spliffd.api.subscribers import Subscriber
 from spliffd.api.wishes import Wishes
@@ -25,8 +27,8 @@ from spliffd.pb import spliff_pb2 as pb
 
 log = logging.getLogger("spliffd.api")
 
-MAX_SUBSCRIBERS = 64
-"""Watchers at a time: with the default queue they can hold 1 GiB at worst; a 65th is refused."""
+MAX_OF_OWNER = 8
+"""Watchers of one user who may know of own processes only: a shell for each of them, and no room for more."""
 
 ACKNOWLEDGE_SECONDS = 1.0
 """How long a new watcher waits for the workers to see its wishes before it is started anyway: a worker
@@ -36,12 +38,28 @@ that takes longer is hung or being restarted, and its restart is told as a loss.
 class Hub:
     """Watchers, links and ids of one api process.
 
-    ``workers`` is how many workers the configuration asks for; ``region`` the api's counters.
+    ``workers`` is how many workers the configuration asks for; ``region`` the api's counters; ``history``
+    keeps what was delivered. With ``records`` that is done also while nobody watches; ``numbers_owners``:
+    exchanges of each user are numbered apart as well. ``most`` is how many watchers there may be at a time,
+    of everything and of own processes.
     """
 
-    def __init__(self, region: Region, workers: int) -> None:
-        self.epoch = time.time_ns()
+    def __init__(
+        self,
+        region: Region,
+        workers: int,
+        history: History,
+        *,
+        records: bool = False,
+        numbers_owners: bool = False,
+        most: tuple[int, int] = (64, 64),
+    ) -> None:
+        self.epoch = history.epoch
         """Start of the ids: they begin at 1 when this process starts."""
+        self.history = history
+        self._records = records and history.enabled
+        self._numbers_owners = numbers_owners
+        self._own: dict[int, int] = {}
         self.next_id = 1
         self.subscribers: list[Subscriber] = []
         self._region = region
@@ -49,6 +67,10 @@ class Hub:
         self._links: dict[int, DataLink] = {}
         self._demand = ipc.Demand(watchers=0, bodies=False, body_limit=0, handshakes=False, messages=False)
         self._changed: set[asyncio.Future[None]] = set()
+        self._readers: list[int | None] = []
+        """Owners of watchers of history alone, who are not subscribed."""
+        self._most = most
+        self._update()
         # A gauge, and it may still hold the number of a process that died.
         region.set("subscribers", 0)
 
@@ -111,10 +133,24 @@ class Hub:
 
     # ---- watchers ------------------------------------------------------------------------------
 
-    def subscribe(self, wishes: Wishes) -> Subscriber | None:
-        """Registers a watcher and tells the workers; None when there are too many."""
-        if len(self.subscribers) >= MAX_SUBSCRIBERS:
-            return None
+    def has_room(self, owner: int | None) -> bool:
+        """Whether one more watcher may come. Those of own processes never take the others' room."""
+        owners = [*self._readers, *(subscriber.wishes.owner for subscriber in self.subscribers)]
+        if owner is None:
+            return owners.count(None) < self._most[0]
+        return owners.count(owner) < MAX_OF_OWNER and len(owners) - owners.count(None) < self._most[1]
+
+    @contextlib.contextmanager
+    def reading(self, owner: int | None) -> Iterator[None]:
+        """Counts a watcher of history alone."""
+        self._readers.append(owner)
+        try:
+            yield
+        finally:
+            self._readers.remove(owner)
+
+    def subscribe(self, wishes: Wishes) -> Subscriber:
+        """Registers a watcher, for whom there is room, and tells the workers."""
         subscriber = Subscriber(wishes, self._region)
         self.subscribers.append(subscriber)
         self._region.add("subscribers_total")
@@ -136,6 +172,8 @@ class Hub:
         self._region.set("subscribers", len(self.subscribers))
         wishes = [subscriber.wishes for subscriber in self.subscribers]
         limits = [one.body_limit for one in wishes if one.bodies]
+        if self._records and self.history.body_limit:
+            limits.append(self.history.body_limit)
         demand = ipc.Demand(
             watchers=len(wishes),
             bodies=bool(limits),
@@ -145,6 +183,7 @@ class Hub:
             reveal=any(one.reveal for one in wishes),
             whom=whom.union([one.whom for one in wishes]),
             progress=any(one.progress for one in wishes),
+            history=self._records,
         )
         if demand != self._demand:
             self._demand = demand
@@ -157,6 +196,8 @@ class Hub:
         """Gives every frame to every watcher."""
         self._region.add("frames_received", len(frames))
         subscribers = self.subscribers
+        history = self.history
+        now = time.time_ns()
         number = self.next_id
         for frame in frames:
             if frame.kind == ipc.LOSS:
@@ -164,7 +205,9 @@ class Hub:
                 continue
             try:
                 if frame.kind == ipc.EXCHANGE:
-                    delivery = Delivery(frame, number)
+                    own = self._own_number(frame.summary) if self._numbers_owners else 0
+                    delivery = Delivery(frame, number, own)
+                    history.add(delivery, number, own, now)
                     number += 1
                 else:
                     delivery = Delivery(frame)
@@ -175,9 +218,21 @@ class Hub:
             for subscriber in subscribers:
                 subscriber.offer(delivery)
         self.next_id = number
+        history.flush()
+
+    def own_next(self, uid: int) -> int:
+        """The number that the next exchange of this user will have among them."""
+        return self._own.get(uid, 0) + 1
+
+    def _own_number(self, summary: ipc.Summary | None) -> int:
+        if summary is None:
+            return 0
+        number = self._own[summary.uid] = self._own.get(summary.uid, 0) + 1
+        return number
 
     def lose(self, loss: pb.Loss) -> None:
-        """Tells every watcher of a loss."""
+        """Tells every watcher of a loss, and those who come later."""
+        self.history.add_loss(loss)
         for subscriber in self.subscribers:
             subscriber.lose(loss)
 

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from typing import NamedTuple
 
 import grpc
@@ -22,13 +23,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from spliffd import ipc, metrics, privileges, seccomp
+from spliffd.api.access import Door, GroupDoor, OwnDoor
 from spliffd.api.auth_server import AuthServer
+from spliffd.api.history import History
 from spliffd.api.hub import Hub
 from spliffd.api.metrics_server import MetricsServer
 from spliffd.api.service import NAME, Service
 from spliffd.api.supervisor_link import SupervisorLink
 from spliffd.api.tokens import Tokens
-from spliffd.config import Config, auth_socket
+from spliffd.config import Config, auth_socket, user_socket
 from spliffd.counters import Area, Region
 from spliffd.errors import FailedError
 
@@ -36,6 +39,9 @@ log = logging.getLogger("spliffd.api")
 
 SOCKET_UMASK = 0o117
 """Leaves 0660: owner and group may connect."""
+
+OPEN_UMASK = 0o111
+"""Leaves 0666: everybody may connect."""
 
 DRAIN_SECONDS = 2.0
 """What a stopping daemon grants watchers to read what is queued for them."""
@@ -47,6 +53,15 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
 )
+
+
+OWN_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_allowed_incoming_connections", 256),
+    ("grpc.max_concurrent_streams", 16),
+    ("grpc.max_connection_idle_ms", 30_000),
+)
+"""Of the socket for everybody: what a hostile client may open costs some 100 KiB each, and makes nobody else
+wait."""
 
 
 class Identity(NamedTuple):
@@ -72,19 +87,30 @@ class Inputs(NamedTuple):
 async def run(inputs: Inputs) -> int:
     """Serves until told to stop; the exit code. Raises FailedError when it cannot serve."""
     loop = asyncio.get_running_loop()
-    hub = Hub(inputs.area.api, inputs.config.capture.workers)
-    server = grpc.aio.server(options=OPTIONS)
-    _bind(server, inputs.path, inputs.identity)
-    tokens = Tokens(_reveal_gid(inputs.config.access.reveal_group))
-    auth = AuthServer(_auth_socket(auth_socket(inputs.path), inputs.identity), tokens)
+    config = inputs.config
+    history = History(config.history, time.time_ns())
+    hub = Hub(
+        inputs.area.api,
+        config.capture.workers,
+        history,
+        records=config.capture.unwatched == "metrics",
+        numbers_owners=config.access.users == "own",
+        most=(config.access.watchers, config.access.watchers),
+    )
+    tokens = Tokens(_reveal_gid(config.access.reveal_group))
+    doors = _doors(inputs, tokens)
+    for_all = config.access.users == "own"
+    auth = AuthServer(_auth_socket(auth_socket(inputs.path), inputs.identity, for_all=for_all), tokens)
     _drop_privileges(inputs.identity)
 
     supervisor = SupervisorLink(inputs.control, hub)
     loop.add_signal_handler(signal.SIGTERM, supervisor.stop.set)
-    service = Service(hub, supervisor, inputs.area, inputs.kernel, inputs.config, tokens)
-    server.add_generic_rpc_handlers((service.handler(),))
-    healthy = await _add_standard_services(server)
-    await server.start()
+    healthy = []
+    for server, door in doors:
+        service = Service(hub, supervisor, inputs.area, inputs.kernel, config, door)
+        server.add_generic_rpc_handlers((service.handler(),))
+        healthy.append(await _add_standard_services(server))
+        await server.start()
     await auth.start()
     page = None
     if inputs.metrics is not None:
@@ -99,34 +125,47 @@ async def run(inputs: Inputs) -> int:
         await page.stop()
     if supervisor.lost:
         log.error("the supervisor is gone: the api ends")
-        await server.stop(None)
+        for server, _ in doors:
+            await server.stop(None)
         return 1
-    await healthy.enter_graceful_shutdown()
-    await _drain(hub, server)
+    for one in healthy:
+        await one.enter_graceful_shutdown()
+    await _drain(hub, [server for server, _ in doors])
     supervisor.close()
     return 0
 
 
-def _bind(server: grpc.aio.Server, path: str, identity: Identity) -> None:
-    before = os.umask(SOCKET_UMASK)
+def _doors(inputs: Inputs, tokens: Tokens) -> list[tuple[grpc.aio.Server, Door]]:
+    """A server for each way in: gRPC does not tell a handler by which of them a call came."""
+    region, path, gid = inputs.area.api, inputs.path, inputs.identity.socket_gid
+    auth = auth_socket(path)
+    server = grpc.aio.server(options=OPTIONS)
+    _bind(server, path, SOCKET_UMASK, gid)
+    doors: list[tuple[grpc.aio.Server, Door]] = [(server, GroupDoor(tokens, auth, region))]
+    if inputs.config.access.users == "own":
+        server = grpc.aio.server(options=(*OPTIONS, *OWN_OPTIONS))
+        _bind(server, user_socket(path), OPEN_UMASK, 0)
+        doors.append((server, OwnDoor(tokens, auth, region)))
+    return doors
+
+
+def _bind(server: grpc.aio.Server, path: str, umask: int, gid: int) -> None:
+    before = os.umask(umask)
     try:
         server.add_insecure_port(f"unix:{path}")
         if os.geteuid() == 0:
-            os.chown(path, 0, identity.socket_gid)
+            os.chown(path, 0, gid)
     except (RuntimeError, OSError) as error:
-        raise FailedError(
-            f"cannot listen on {path}: {error}",
-            "see that its directory exists and that no other program uses it",
-        ) from None
+        raise _cannot_listen(path, str(error)) from None
     finally:
         os.umask(before)
 
 
-def _auth_socket(path: str, identity: Identity) -> socket.socket:
-    """The socket where tokens are issued, for those who may use the other one."""
+def _auth_socket(path: str, identity: Identity, *, for_all: bool) -> socket.socket:
+    """The socket where tokens are issued, for those who may use one of the others."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     sock.setblocking(False)
-    before = os.umask(SOCKET_UMASK)
+    before = os.umask(OPEN_UMASK if for_all else SOCKET_UMASK)
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)  # left by an api that was killed; the supervisor's lock makes it ours
@@ -134,13 +173,16 @@ def _auth_socket(path: str, identity: Identity) -> socket.socket:
         if os.geteuid() == 0:
             os.chown(path, 0, identity.socket_gid)
     except OSError as error:
-        raise FailedError(
-            f"cannot listen on {path}: {error.strerror}",
-            "see that its directory exists and that no other program uses it",
-        ) from None
+        raise _cannot_listen(path, str(error.strerror)) from None
     finally:
         os.umask(before)
     return sock
+
+
+def _cannot_listen(path: str, why: str) -> FailedError:
+    return FailedError(
+        f"cannot listen on {path}: {why}", "see that its directory exists and that no other program uses it"
+    )
 
 
 def _reveal_gid(group: str) -> int | None:
@@ -175,7 +217,7 @@ async def _add_standard_services(server: grpc.aio.Server) -> health.aio.HealthSe
     return healthy
 
 
-async def _drain(hub: Hub, server: grpc.aio.Server) -> None:
+async def _drain(hub: Hub, servers: list[grpc.aio.Server]) -> None:
     """Ends every stream with OK after what waits, or cuts it off when its time is over."""
     hub.drain()
     hub.close()
@@ -185,7 +227,8 @@ async def _drain(hub: Hub, server: grpc.aio.Server) -> None:
     for subscriber in hub.subscribers:
         subscriber.count_rest()
         log.warning("a watcher did not read what was queued for it")
-    await server.stop(0.1)
+    for server in servers:
+        await server.stop(0.1)
 
 
 def report_failure(control: socket.socket, error: FailedError) -> None:

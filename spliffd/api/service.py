@@ -1,10 +1,9 @@
-"""The gRPC service ``spliff.v1.Spliff``.
+"""The gRPC service ``spliff.v1.Spliff``, once for each way into the daemon.
 
-Takes the hub, the talk with the supervisor and the shared counters; returns one generic handler for a
-``grpc.aio`` server. ``Watch`` writes bytes that are serialised already, so its response serializer is
-the identity. Everybody who reaches the socket may ask everything here, but for secrets unmasked: that takes
-a token (``tokens``) of somebody in the reveal group, and a line in the journal before anything is sent.
-Never waits for anything but its own caller and, bounded, the supervisor.
+Takes the hub, the talk with the supervisor, the shared counters and a ``Door`` that knows who calls; returns
+one generic handler for a ``grpc.aio`` server. ``Watch`` writes bytes that are serialised already, so its
+response serializer is the identity. Secrets unmasked, and the debug log, take a role, and a line in the
+journal before anything is done. Never waits for anything but its own caller and, bounded, the supervisor.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -21,10 +20,12 @@ from google.protobuf.message import Message
 
 from spliffd import ipc, metrics, statistics
 from spliffd.api import wire, wishes
-from spliffd.api.hub import MAX_SUBSCRIBERS, Hub
+from spliffd.api.access import Caller, Context, Door, abort, refuse
+from spliffd.api.history import delivery_of
+from spliffd.api.hub import Hub
+from spliffd.api.replay import Archive, Replay
 from spliffd.api.supervisor_link import RefusedError, SupervisorLink, UnavailableError
-from spliffd.api.tokens import TokenError, Tokens
-from spliffd.config import Config, auth_socket
+from spliffd.config import Config
 from spliffd.counters import Area, Region
 from spliffd.pb import spliff_pb2 as pb
 
@@ -32,8 +33,6 @@ NAME = pb.DESCRIPTOR.services_by_name["Spliff"].full_name
 
 MAX_AUDITED_FILTER = 2048
 """Characters of a filter that the journal gets."""
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Service:
@@ -46,14 +45,16 @@ class Service:
         area: Area,
         kernel: Region,
         config: Config,
-        tokens: Tokens,
+        door: Door,
+        archive: Archive | None = None,
     ) -> None:
         self._hub = hub
         self._supervisor = supervisor
         self._area = area
         self._kernel = kernel
         self._config = config
-        self._tokens = tokens
+        self._door = door
+        self._archive = archive
         # The counters outlive this process: they count since their memory was made.
         self._since_ns = os.fstat(area.fd).st_ctime_ns
 
@@ -65,11 +66,12 @@ class Service:
                 request_deserializer=pb.WatchRequest.FromString,
                 response_serializer=_identity,
             ),
+            "GetExchange": _unary(self._get_exchange, pb.GetExchangeRequest),
             "GetStats": _unary(self._get_stats, pb.GetStatsRequest),
             "GetInfo": _unary(self._get_info, pb.GetInfoRequest),
             "ListLibraries": _unary(self._passed_on("ListLibraries"), pb.ListLibrariesRequest),
             "ListInterfaces": _unary(self._passed_on("ListInterfaces"), pb.ListInterfacesRequest),
-            "SetDebug": _unary(self._passed_on("SetDebug"), pb.SetDebugRequest),
+            "SetDebug": _unary(self._set_debug, pb.SetDebugRequest),
             "ListFlows": _unary(self._passed_on("ListFlows"), pb.ListFlowsRequest),
             "ListProcesses": _unary(self._passed_on("ListProcesses"), pb.ListProcessesRequest),
         }
@@ -80,68 +82,126 @@ class Service:
         return metrics.collect(self._area, self._kernel, self._config.capture.workers)
 
     async def _watch(self, request: pb.WatchRequest, context: Context) -> None:
+        caller = await self._door.enter("Watch", context)
         try:
-            wanted = wishes.read(request, self._config.access.queue_mib << 20)
+            wanted = wishes.read(request, self._config.access.queue_mib << 20, owner=caller.owner)
         except wishes.WishError as error:
-            code = grpc.StatusCode.UNIMPLEMENTED if error.unsupported else grpc.StatusCode.INVALID_ARGUMENT
-            await _abort(context, code, str(error))
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if wanted.past is not None:
+            await self._check_past(wanted, context)
         if wanted.reveal:
             await self._may_reveal(request, context)
         if self._supervisor.stop.is_set():
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, "spliffd is stopping")
-        next_id = self._hub.next_id
-        subscriber = self._hub.subscribe(wanted)
-        if subscriber is None:
-            await _abort(
+            await abort(context, grpc.StatusCode.UNAVAILABLE, "spliffd is stopping")
+        if not self._hub.has_room(caller.owner):
+            await abort(
                 context,
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{MAX_SUBSCRIBERS} watchers are connected already; end one of them",
+                f"{self._config.access.watchers} watchers are connected already; end one of them"
+                if caller.owner is None
+                else "no more watchers of own processes are allowed; end one of yours, or wait",
             )
+        if wanted.past is not None and not wanted.past.follow:
+            with self._hub.reading(caller.owner):
+                async for response in Replay(self._hub.history, wanted, self._archive).responses():
+                    await context.write(response)
+            return
+        next_id = self._hub.next_id if caller.owner is None else self._hub.own_next(caller.owner)
+        subscriber = self._hub.subscribe(wanted)
         try:
             # What comes from here on is queued already, and follows Started.
             await self._hub.acknowledged()
-            started = pb.Started(next_id=next_id, epoch=self._hub.epoch)
-            await context.write(wire.entry("started", started.SerializeToString()))
-            while (response := await subscriber.next()) is not None:
-                await context.write(response)
+            if wanted.past is None:
+                started = pb.Started(next_id=next_id, epoch=self._hub.epoch)
+                await context.write(wire.entry("started", started.SerializeToString()))
+            else:
+                async for response in Replay(self._hub.history, wanted, self._archive).responses():
+                    await context.write(response)
+                # Nothing was awaited since the last record was read: no exchange is missed or comes twice.
+                subscriber.replaying = False
+            while (waiting := await subscriber.next()) is not None:
+                await context.write(waiting)
                 subscriber.written()
         finally:
             self._hub.unsubscribe(subscriber)
 
+    async def _check_past(self, wanted: wishes.Wishes, context: Context) -> None:
+        """Ends the call when history cannot serve it."""
+        past, hub = wanted.past, self._hub
+        assert past is not None
+        if not hub.history.enabled:
+            await abort(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "this spliffd keeps no history (history.memory_mib is 0): watch live only",
+            )
+        next_id = hub.next_id if wanted.owner is None else hub.own_next(wanted.owner)
+        of_now = past.after_epoch in (0, hub.epoch)
+        if past.after_id is not None and of_now and past.after_id >= next_id:
+            await abort(
+                context,
+                grpc.StatusCode.OUT_OF_RANGE,
+                f"after_id is {past.after_id}, and the next exchange will be {next_id}: "
+                "send the epoch as well (after_epoch), ids start anew with the daemon",
+            )
+
     async def _may_reveal(self, request: pb.WatchRequest, context: Context) -> None:
         """Returns when the caller may see secrets and the journal says so; else ends the call."""
-        metadata = dict(context.invocation_metadata() or ())
-        scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
-        if scheme.lower() != "bearer":
-            await _abort(
-                context,
-                grpc.StatusCode.UNAUTHENTICATED,
-                f"reveal takes a token from {auth_socket(self._config.socket)}, "
-                "sent as metadata `authorization: Bearer TOKEN` (spliffctl does that by itself)",
-            )
-        try:
-            who = self._tokens.read(token.strip(), time.time_ns())
-        except TokenError as error:
-            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, f"reveal: {error}")
+        caller = await self._door.identify("reveal", context)
         group = self._config.access.reveal_group
         reason = ""
-        if not group:
+        if not caller.reveal and caller.name:
+            reason = f"the certificate of {caller.name} may not see secrets: tls.reveal does not name it"
+        elif not caller.reveal and not group:
             reason = "nobody may see secrets here: access.reveal_group names no group"
-        elif not who.reveal:
+        elif not caller.reveal:
             reason = (
                 f"only members of group {group} may see secrets: sudo usermod -aG {group} $USER, log in again"
             )
-        audited = ipc.Audited(who.uid, who.pid, not reason, reason, _one_line(request.filter))
+        await self._audit("reveal", caller, reason, _one_line(request.filter), context)
+
+    async def _set_debug(self, request: Message, context: Context) -> bytes:
+        await self._door.enter("SetDebug", context)
+        caller = await self._door.identify("SetDebug", context)
+        reason = "" if caller.debug else "only root and those who may see secrets may switch the debug log"
+        switched = "on" if isinstance(request, pb.SetDebugRequest) and request.enabled else "off"
+        await self._audit("debug", caller, reason, switched, context)
+        return await self._ask("SetDebug", request, context)
+
+    async def _audit(self, what: str, caller: Caller, reason: str, wanted: str, context: Context) -> None:
+        """Writes to the journal what was asked; ends the call for ``reason``, or when that fails."""
+        audited = ipc.Audited(caller.uid, caller.pid, not reason, reason, wanted, caller.name, what)
         try:
             await self._supervisor.ask("Audit", ipc.encode(audited))
         except (UnavailableError, RefusedError) as error:
-            await _abort(
-                context, grpc.StatusCode.UNAVAILABLE, f"reveal: the journal cannot be written: {error}"
+            await abort(
+                context, grpc.StatusCode.UNAVAILABLE, f"{what}: the journal cannot be written: {error}"
             )
         if reason:
-            await _abort(context, grpc.StatusCode.PERMISSION_DENIED, reason)
+            await refuse(context, self._area.api, reason)
 
-    async def _get_stats(self, _request: Message, _context: Context) -> bytes:
+    async def _get_exchange(self, request: Message, context: Context) -> bytes:
+        caller = await self._door.enter("GetExchange", context)
+        assert isinstance(request, pb.GetExchangeRequest)
+        past = wishes.Past(after_id=max(0, request.id - 1), after_epoch=request.epoch, follow=False)
+        wanted = wishes.Wishes(past=past, bodies=True, owner=caller.owner)
+        await self._check_past(wanted, context)
+        record = None
+        if self._hub.has_room(caller.owner):
+            with self._hub.reading(caller.owner):
+                record = await Replay(self._hub.history, wanted, self._archive).find(request.id)
+        if record is None:
+            await abort(
+                context,
+                grpc.StatusCode.NOT_FOUND,
+                f"history has no exchange {request.id}: it is too old, or not finished yet (spliffctl list)",
+            )
+        delivery = delivery_of(record, owner=caller.owner)
+        found = pb.WatchResponse.FromString(delivery.with_bodies(0, 0).entry).items[0].exchange
+        return pb.GetExchangeResponse(exchange=found, epoch=record.epoch).SerializeToString()
+
+    async def _get_stats(self, _request: Message, context: Context) -> bytes:
+        await self._door.enter("GetStats", context)
         families = self.families()
         response = pb.GetStatsResponse(
             text=statistics.text(families, time.time_ns() - self._since_ns),
@@ -151,13 +211,24 @@ class Service:
         return response.SerializeToString()
 
     async def _get_info(self, request: Message, context: Context) -> bytes:
+        caller = await self._door.enter("GetInfo", context)
         info = await self._ask("GetInfo", request, context)
+        if caller.owner is not None:
+            # Health and scope tell of what others do.
+            known = pb.GetInfoResponse.FromString(info)
+            info = pb.GetInfoResponse(
+                version=known.version,
+                kernel=known.kernel,
+                hostname=known.hostname,
+                start_time_ns=known.start_time_ns,
+            ).SerializeToString()
         # Ids start anew when this process does, and only this process knows that: the field that
         # comes last wins.
         return info + pb.GetInfoResponse(epoch=self._hub.epoch).SerializeToString()
 
     def _passed_on(self, name: str) -> Callable[[Message, Context], Awaitable[bytes]]:
         async def ask(request: Message, context: Context) -> bytes:
+            await self._door.enter(name, context)
             return await self._ask(name, request, context)
 
         return ask
@@ -166,9 +237,9 @@ class Service:
         try:
             return await self._supervisor.ask(name, request.SerializeToString())
         except UnavailableError as error:
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, f"{name}: {error}")
+            await abort(context, grpc.StatusCode.UNAVAILABLE, f"{name}: {error}")
         except RefusedError as error:
-            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, f"{name}: {error}")
+            await abort(context, grpc.StatusCode.FAILED_PRECONDITION, f"{name}: {error}")
 
 
 def _one_line(wanted: pb.Filter) -> str:
@@ -186,8 +257,3 @@ def _unary(
     return grpc.unary_unary_rpc_method_handler(
         behaviour, request_deserializer=request.FromString, response_serializer=_identity
     )
-
-
-async def _abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
-    await context.abort(code, text)
-    raise AssertionError("abort raises")

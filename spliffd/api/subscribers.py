@@ -44,8 +44,27 @@ MAX_LOSS_KINDS = 64
 """Distinct (stage, reason) that wait to be told: more than all stages have together."""
 
 
+def entry_of(delivery: Delivery, wishes: Wishes) -> bytes:
+    """An exchange as ``wishes`` want it, of which nothing was sent ahead and nothing is secret."""
+    entry = delivery.with_bodies(wishes.body_limit, 0).entry if wishes.bodies else delivery.plain
+    return entry if wishes.mask is None else delivery.masked(entry, wishes.mask)
+
+
+def told(loss: pb.Loss) -> pb.Loss:
+    """A loss as somebody may know of it who may know of their own processes only: that, and when."""
+    return pb.Loss(
+        stage="daemon",
+        reason="shared",
+        first_time_ns=loss.first_time_ns,
+        last_time_ns=loss.last_time_ns,
+    )
+
+
 class Subscriber:
-    """A watcher's queue. ``region`` is the api's region of the shared counters."""
+    """A watcher's queue. ``region`` is the api's region of the shared counters.
+
+    While ``replaying``, exchanges and the losses of other stages come from history and are not queued.
+    """
 
     def __init__(self, wishes: Wishes, region: Region) -> None:
         self.wishes = wishes
@@ -65,6 +84,8 @@ class Subscriber:
         self._wake_at = 1
         self._last_write = float("-inf")
         self._closing = False
+        self._owner = -1 if wishes.owner is None else wishes.owner
+        self.replaying = wishes.past is not None
 
     @property
     def held_bytes(self) -> int:
@@ -75,10 +96,19 @@ class Subscriber:
 
     def offer(self, delivery: Delivery) -> None:
         """Queues what this watcher wants of ``delivery``; tells what it loses."""
+        if self._owner >= 0:
+            # Before anything else is asked: a filter learns nothing of what others do.
+            if delivery.summary.uid != self._owner:
+                return
+            delivery = delivery.own
         kind = delivery.kind
         wishes = self.wishes
         chosen = wishes.filter
-        if kind == ipc.EXCHANGE:
+        if kind == ipc.EXCHANGE and self.replaying:
+            key = delivery.frame.part_key
+            if key and self._parts.pop(key, -1) >= 0:
+                self._discard(key)
+        elif kind == ipc.EXCHANGE:
             key = delivery.frame.part_key
             sent = self._parts.pop(key, -1) if key and self._parts else -1
             if chosen is not None and not chosen.wants(delivery):
@@ -105,6 +135,10 @@ class Subscriber:
 
     def lose(self, loss: pb.Loss) -> None:
         """Notes a loss of another stage, to be told with the next message."""
+        if self.replaying:
+            return
+        if self._owner >= 0:
+            loss = told(loss)
         self._note((loss.stage, loss.reason), loss.count, loss.bytes, loss.first_time_ns, loss.last_time_ns)
 
     def _note(self, key: tuple[str, str], count: int, size: int, first_ns: int, last_ns: int) -> None:
@@ -132,14 +166,20 @@ class Subscriber:
         reveal = wishes.reveal
         if not (wishes.bodies and (delivery.has_body(reveal=reveal) or sent or delivery.frame.part_key)):
             entry = delivery.bare(reveal=True) if reveal else delivery.plain
+            if wishes.mask is not None and delivery.kind == ipc.EXCHANGE:
+                entry = delivery.masked(entry, wishes.mask)
             if self._push(entry, self._room):
                 return True
             self._drop("queue_full", "subscriber_lost_items", len(entry))
             return False
         entry, body = delivery.with_bodies(wishes.body_limit, sent, reveal=reveal)
+        mask = wishes.mask if delivery.kind == ipc.EXCHANGE else None
+        if mask is not None:
+            entry = delivery.masked(entry, mask)
         if self._push(entry, self._body_room if body else self._room):
             return True
-        if body and self._push(delivery.without_bodies(sent, reveal=reveal), self._room):
+        shed = delivery.without_bodies(sent, reveal=reveal) if body else b""
+        if body and self._push(shed if mask is None else delivery.masked(shed, mask), self._room):
             self._drop("body_shed", "subscriber_lost_bodies", body)
             return True
         self._drop("queue_full", "subscriber_lost_items", len(entry))

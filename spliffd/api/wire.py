@@ -10,6 +10,9 @@ body, and never raises on a length: what does not fit was refused where it came 
 
 from __future__ import annotations
 
+import hashlib
+import os
+
 from google.protobuf.descriptor import Descriptor
 
 from spliffd.pb import spliff_pb2 as pb
@@ -48,6 +51,8 @@ _ITEM = pb.Item.DESCRIPTOR
 
 ITEMS_TAG = tag(pb.WatchResponse.DESCRIPTOR, "items")
 ID_TAG = tag(_EXCHANGE, "id")
+PART_KEY_TAG = tag(_EXCHANGE, "part_key")
+_OF_EXCHANGE_TAG = tag(pb.Message.DESCRIPTOR, "exchange_part_key")
 KIND_TAGS: dict[str, bytes] = {field.name: tag(_ITEM, field.name) for field in _ITEM.fields}
 _COMPLETENESS_TAG = tag(_EXCHANGE, "completeness")
 _NOT_SENT_TAG = tag(pb.Completeness.DESCRIPTOR, "body_not_sent")
@@ -77,6 +82,22 @@ def entry(kind: str, *pieces: bytes) -> bytes:
     size = sum(map(len, pieces))
     head = KIND_TAGS[kind] + varint(size)
     return b"".join((ITEMS_TAG, varint(len(head) + size), head, *pieces))
+
+
+_HIDING_KEY = os.urandom(16)
+"""Part keys count what all users do; who may know of one of them only gets them hashed by this."""
+
+
+def hidden(part_key: int) -> int:
+    """Another key in place of ``part_key``: 63 bits that tell nothing, the same for the same."""
+    digest = hashlib.blake2b(part_key.to_bytes(8, "big"), digest_size=8, key=_HIDING_KEY).digest()
+    return int.from_bytes(digest, "big") >> 1 or 1
+
+
+def hide_exchange(message: bytes) -> bytes:
+    """A serialised Message with another key of the exchange that it belongs to."""
+    key = pb.Message.FromString(message).exchange_part_key
+    return message + _OF_EXCHANGE_TAG + varint(hidden(key)) if key else message
 
 
 def body_pieces(data: bytes, offset: int, *, response: bool) -> tuple[bytes, ...]:

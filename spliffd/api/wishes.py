@@ -1,8 +1,8 @@
 """What one watcher asked for, checked and put into plain values.
 
-Takes a ``WatchRequest`` and the configured maximum of a queue; returns ``Wishes``. What this version
-cannot do is refused with a sentence that says so: a wish that is silently ignored would make the
-watcher believe in data that never comes. Raises ``WishError``.
+Takes a ``WatchRequest`` and the configured maximum of a queue; returns ``Wishes``. What cannot be done is
+refused with a sentence that says so: a wish that is silently ignored would make the watcher believe in data
+that never comes. Raises ``WishError``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 from spliffd import ipc
 from spliffd.api import whom
 from spliffd.api.filter import Filter, FilterError
+from spliffd.api.mask import Mask, MaskError
 from spliffd.pb import spliff_pb2 as pb
 
 DEFAULT_QUEUE_BYTES = 16 << 20
@@ -22,15 +23,21 @@ MIN_QUEUE_BYTES = 256 << 10
 
 
 class WishError(ValueError):
-    """The request cannot be served; ``unsupported`` tells "not in this version" from "wrong"."""
+    """The request cannot be served."""
 
-    def __init__(self, message: str, *, unsupported: bool) -> None:
-        super().__init__(message)
-        self.unsupported = unsupported
+
+class Past(NamedTuple):
+    """What a watcher wants of history; without ``follow`` the stream ends with it."""
+
+    since_ns: int = 0
+    last: int = 0
+    after_id: int | None = None
+    after_epoch: int = 0
+    follow: bool = True
 
 
 class Wishes(NamedTuple):
-    """What one watcher wants. ``filter`` is None when everything matches."""
+    """What one watcher wants. ``filter`` is None when everything matches, ``past`` without history."""
 
     filter: Filter | None = None
     bodies: bool = False
@@ -43,43 +50,50 @@ class Wishes(NamedTuple):
     whom: ipc.Whom | None = None
     """Whose connections can match ``filter``, as far as the kernel can tell; None: anybody's."""
     progress: bool = False
+    mask: Mask | None = None
+    """The fields of an exchange that are wanted; None for all."""
+    past: Past | None = None
+    owner: int | None = None
+    """A user id: this watcher may know of that user's processes only. None: of everybody's."""
 
 
-def read(request: pb.WatchRequest, max_queue_bytes: int) -> Wishes:
+def read(request: pb.WatchRequest, max_queue_bytes: int, *, owner: int | None = None) -> Wishes:
     """Checks ``request``; raises WishError."""
-    _refuse_unsupported(request)
     wanted: Filter | None = None
-    if request.HasField("filter") and request.filter.ListFields():
-        try:
+    mask: Mask | None = None
+    try:
+        if request.HasField("filter") and request.filter.ListFields():
             wanted = Filter(request.filter)
-        except FilterError as error:
-            raise WishError(str(error), unsupported=False) from None
+        if request.fields:
+            mask = Mask(request.fields)
+    except (FilterError, MaskError) as error:
+        raise WishError(str(error)) from None
+    bodies = request.bodies and (mask is None or mask.bodies)
     queue_bytes = max(MIN_QUEUE_BYTES, request.queue_bytes or DEFAULT_QUEUE_BYTES)
     return Wishes(
         filter=wanted,
-        bodies=request.bodies,
-        body_limit=request.body_limit if request.bodies else 0,
+        bodies=bodies,
+        body_limit=request.body_limit if bodies else 0,
         handshakes=request.handshakes,
         messages=request.messages,
         queue_bytes=min(queue_bytes, max_queue_bytes),
         reveal=request.reveal,
         whom=whom.of(request.filter),
         progress=request.progress,
+        mask=mask,
+        past=_past(request),
+        owner=owner,
     )
 
 
-def _refuse_unsupported(request: pb.WatchRequest) -> None:
-    if request.since_time_ns or request.last or request.HasField("after_id"):
-        raise WishError(
-            "since_time_ns, last and after_id: this version keeps no history; watch live without them",
-            unsupported=True,
-        )
-    if request.HasField("follow") and not request.follow:
-        raise WishError(
-            "follow=false: this version keeps no history, so nothing would come; leave follow unset",
-            unsupported=True,
-        )
-    if request.fields:
-        raise WishError(
-            "fields: this version always sends whole exchanges; leave fields empty", unsupported=True
-        )
+def _past(request: pb.WatchRequest) -> Past | None:
+    follow = not request.HasField("follow") or request.follow
+    resume = request.HasField("after_id")
+    if resume and (request.since_time_ns or request.last):
+        raise WishError("after_id says where to begin: leave since_time_ns and last away")
+    if request.after_epoch and not resume:
+        raise WishError("after_epoch says what after_id belongs to: set that as well")
+    if follow and not (resume or request.since_time_ns or request.last):
+        return None
+    after = request.after_id if resume else None
+    return Past(request.since_time_ns, request.last, after, request.after_epoch, follow)

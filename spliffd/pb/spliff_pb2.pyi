@@ -51,6 +51,7 @@ class WatchRequest(_message.Message):
     FIELDS_FIELD_NUMBER: _builtins.int
     QUEUE_BYTES_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    AFTER_EPOCH_FIELD_NUMBER: _builtins.int
     bodies: _builtins.bool
     """Send message bodies; without it bodies are counted, not carried."""
     body_limit: _builtins.int
@@ -62,9 +63,9 @@ class WatchRequest(_message.Message):
     reveal: _builtins.bool
     """Ask for secrets unmasked; refused unless the caller's role allows it; audited."""
     since_time_ns: _builtins.int
-    """Start with what history holds since this time."""
+    """Start with what history holds of exchanges that were finished since this time."""
     last: _builtins.int
-    """Start with the last N exchanges of history."""
+    """Start with the last N exchanges of history that match the filter."""
     follow: _builtins.bool
     """After history, go on live (the default); false ends the stream after history."""
     after_id: _builtins.int
@@ -75,13 +76,17 @@ class WatchRequest(_message.Message):
     """
     progress: _builtins.bool
     """Send what is known of exchanges that go on for long, while they do."""
+    after_epoch: _builtins.int
+    """The epoch that `after_id` belongs to (Started); 0 means the present one. What came in later epochs follows,
+    behind a Loss for what nobody knows in between and another Started.
+    """
     @_builtins.property
     def filter(self) -> Global___Filter:
         """Only what matches is sent; an absent filter matches everything."""
 
     @_builtins.property
     def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these fields of Exchange, as paths ("request.path"); empty means all."""
+        """Only these fields of Exchange, as paths ("request.path"); empty means all. The id always comes."""
 
     def __init__(
         self,
@@ -99,10 +104,11 @@ class WatchRequest(_message.Message):
         fields: _abc.Iterable[_builtins.str] | None = ...,
         queue_bytes: _builtins.int = ...,
         progress: _builtins.bool = ...,
+        after_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_after_id", b"_after_id", "_follow", b"_follow", "after_id", b"after_id", "filter", b"filter", "follow", b"follow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_id", b"_after_id", "_follow", b"_follow", "after_id", b"after_id", "bodies", b"bodies", "body_limit", b"body_limit", "fields", b"fields", "filter", b"filter", "follow", b"follow", "handshakes", b"handshakes", "last", b"last", "messages", b"messages", "progress", b"progress", "queue_bytes", b"queue_bytes", "reveal", b"reveal", "since_time_ns", b"since_time_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_id", b"_after_id", "_follow", b"_follow", "after_epoch", b"after_epoch", "after_id", b"after_id", "bodies", b"bodies", "body_limit", b"body_limit", "fields", b"fields", "filter", b"filter", "follow", b"follow", "handshakes", b"handshakes", "last", b"last", "messages", b"messages", "progress", b"progress", "queue_bytes", b"queue_bytes", "reveal", b"reveal", "since_time_ns", b"since_time_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__after_id: _TypeAlias = _typing.Literal["after_id"]  # noqa: Y015
     _WhichOneofArgType__after_id: _TypeAlias = _typing.Literal["_after_id", b"_after_id"]  # noqa: Y015
@@ -375,14 +381,16 @@ Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
-    """Sent once, first: from here on nothing is missed without a Loss."""
+    """Sent first: from here on nothing is missed without a Loss. Sent again where history goes on with the ids of
+    another epoch.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NEXT_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     next_id: _builtins.int
-    """The id that the next exchange will have."""
+    """No exchange that follows has a lower id."""
     epoch: _builtins.int
     """Changes when the daemon restarts; ids of different epochs do not compare."""
     def __init__(
@@ -400,6 +408,60 @@ class Started(_message.Message):
 Global___Started: _TypeAlias = Started  # noqa: Y015
 
 @_typing.final
+class GetExchangeRequest(_message.Message):
+    """Asks for an exchange of history."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Its id."""
+    epoch: _builtins.int
+    """The epoch that the id belongs to (Started); 0 means the present one."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetExchangeRequest: _TypeAlias = GetExchangeRequest  # noqa: Y015
+
+@_typing.final
+class GetExchangeResponse(_message.Message):
+    """An exchange of history."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCHANGE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """The epoch that its id belongs to."""
+    @_builtins.property
+    def exchange(self) -> Global___Exchange:
+        """The exchange, with as much of its bodies as history keeps; secrets are masked."""
+
+    def __init__(
+        self,
+        *,
+        exchange: Global___Exchange | None = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exchange", b"exchange"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "exchange", b"exchange"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetExchangeResponse: _TypeAlias = GetExchangeResponse  # noqa: Y015
+
+@_typing.final
 class Loss(_message.Message):
     """A loss, told to whoever misses data."""
 
@@ -412,11 +474,11 @@ class Loss(_message.Message):
     FIRST_TIME_NS_FIELD_NUMBER: _builtins.int
     LAST_TIME_NS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
-    """Where: kernel, ring, worker, api, subscriber."""
+    """Where: kernel, ring, worker, api, history, subscriber."""
     reason: _builtins.str
     """Why: ring_full, fault, conn_evicted, queue_full, body_shed, restart, ..."""
     count: _builtins.int
-    """How many records, exchanges or parts."""
+    """How many records, exchanges or parts; 0 when nobody knows, or when that is others' affair."""
     bytes: _builtins.int
     """How many bytes, where that is known."""
     first_time_ns: _builtins.int

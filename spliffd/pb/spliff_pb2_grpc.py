@@ -40,6 +40,11 @@ class SpliffStub(object):
                 request_serializer=spliffd_dot_pb_dot_spliff__pb2.WatchRequest.SerializeToString,
                 response_deserializer=spliffd_dot_pb_dot_spliff__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.GetExchange = channel.unary_unary(
+                '/spliff.v1.Spliff/GetExchange',
+                request_serializer=spliffd_dot_pb_dot_spliff__pb2.GetExchangeRequest.SerializeToString,
+                response_deserializer=spliffd_dot_pb_dot_spliff__pb2.GetExchangeResponse.FromString,
+                _registered_method=True)
         self.ListFlows = channel.unary_unary(
                 '/spliff.v1.Spliff/ListFlows',
                 request_serializer=spliffd_dot_pb_dot_spliff__pb2.ListFlowsRequest.SerializeToString,
@@ -83,6 +88,13 @@ class SpliffServicer(object):
 
     def Watch(self, request, context):
         """Streams what the host says over TLS, as batches, with every loss told in-band.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetExchange(self, request, context):
+        """Returns one exchange of history.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,6 +156,11 @@ def add_SpliffServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=spliffd_dot_pb_dot_spliff__pb2.WatchRequest.FromString,
                     response_serializer=spliffd_dot_pb_dot_spliff__pb2.WatchResponse.SerializeToString,
+            ),
+            'GetExchange': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetExchange,
+                    request_deserializer=spliffd_dot_pb_dot_spliff__pb2.GetExchangeRequest.FromString,
+                    response_serializer=spliffd_dot_pb_dot_spliff__pb2.GetExchangeResponse.SerializeToString,
             ),
             'ListFlows': grpc.unary_unary_rpc_method_handler(
                     servicer.ListFlows,
@@ -209,6 +226,33 @@ class Spliff(object):
             '/spliff.v1.Spliff/Watch',
             spliffd_dot_pb_dot_spliff__pb2.WatchRequest.SerializeToString,
             spliffd_dot_pb_dot_spliff__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetExchange(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/spliff.v1.Spliff/GetExchange',
+            spliffd_dot_pb_dot_spliff__pb2.GetExchangeRequest.SerializeToString,
+            spliffd_dot_pb_dot_spliff__pb2.GetExchangeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,8 @@ class SpliffStub:
     def __new__(cls, channel: _aio.Channel) -> SpliffAsyncStub: ...
     Watch: _grpc.UnaryStreamMultiCallable[_spliff_pb2.WatchRequest, _spliff_pb2.WatchResponse]
     """Streams what the host says over TLS, as batches, with every loss told in-band."""
+    GetExchange: _grpc.UnaryUnaryMultiCallable[_spliff_pb2.GetExchangeRequest, _spliff_pb2.GetExchangeResponse]
+    """Returns one exchange of history."""
     ListFlows: _grpc.UnaryUnaryMultiCallable[_spliff_pb2.ListFlowsRequest, _spliff_pb2.ListFlowsResponse]
     """Lists live TCP flows with the packets seen of each."""
     ListProcesses: _grpc.UnaryUnaryMultiCallable[_spliff_pb2.ListProcessesRequest, _spliff_pb2.ListProcessesResponse]
@@ -68,6 +70,8 @@ class SpliffAsyncStub(SpliffStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Watch: _aio.UnaryStreamMultiCallable[_spliff_pb2.WatchRequest, _spliff_pb2.WatchResponse]  # type: ignore[assignment]
     """Streams what the host says over TLS, as batches, with every loss told in-band."""
+    GetExchange: _aio.UnaryUnaryMultiCallable[_spliff_pb2.GetExchangeRequest, _spliff_pb2.GetExchangeResponse]  # type: ignore[assignment]
+    """Returns one exchange of history."""
     ListFlows: _aio.UnaryUnaryMultiCallable[_spliff_pb2.ListFlowsRequest, _spliff_pb2.ListFlowsResponse]  # type: ignore[assignment]
     """Lists live TCP flows with the packets seen of each."""
     ListProcesses: _aio.UnaryUnaryMultiCallable[_spliff_pb2.ListProcessesRequest, _spliff_pb2.ListProcessesResponse]  # type: ignore[assignment]
@@ -93,6 +97,14 @@ class SpliffServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_spliff_pb2.WatchResponse], _abc.AsyncIterator[_spliff_pb2.WatchResponse]]:
         """Streams what the host says over TLS, as batches, with every loss told in-band."""
+
+    @_abc_1.abstractmethod
+    def GetExchange(
+        self,
+        request: _spliff_pb2.GetExchangeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_spliff_pb2.GetExchangeResponse, _abc.Awaitable[_spliff_pb2.GetExchangeResponse]]:
+        """Returns one exchange of history."""
 
     @_abc_1.abstractmethod
     def ListFlows(

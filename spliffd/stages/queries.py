@@ -34,6 +34,12 @@ from spliffd.stages.libraries import Libraries, Probed
 log = logger("access")
 
 
+_AUDITED = {
+    "reveal": ("secrets are revealed to a watcher", "a watcher asked for secrets and was refused"),
+    "debug": ("the debug log is switched", "somebody asked to switch the debug log and was refused"),
+}
+
+
 class Queries:
     """The supervisor's side of the RPCs that it answers."""
 
@@ -75,7 +81,7 @@ class Queries:
             return ipc.Answer(query.number, b"", f"the supervisor does not know {query.name}")
         try:
             return ipc.Answer(query.number, find(query.payload))
-        except (DecodeError, msgspec.DecodeError) as error:
+        except (DecodeError, msgspec.DecodeError, KeyError) as error:
             return ipc.Answer(query.number, b"", f"{query.name}: unreadable request: {error}")
         except OSError as error:
             return ipc.Answer(query.number, b"", f"the kernel refuses: {error.strerror}; see spliffd doctor")
@@ -132,19 +138,18 @@ class Queries:
 
     def _audit(self, payload: bytes) -> bytes:
         asked = ipc.decode_audited(payload)
-        try:
-            user = pwd.getpwuid(asked.uid).pw_name
-        except KeyError:
+        who: dict[str, object] = {"certificate": asked.name}
+        if asked.uid >= 0:
             user = ""
+            with contextlib.suppress(KeyError):
+                user = pwd.getpwuid(asked.uid).pw_name
+            who = {"uid": asked.uid, "user": user, "pid": asked.pid}
+        granted, refused = _AUDITED[asked.what]
         told = log.warning if asked.granted else log.info
         told(
-            "secrets are revealed to a watcher"
-            if asked.granted
-            else "a watcher asked for secrets and was refused",
-            uid=asked.uid,
-            user=user,
-            pid=asked.pid,
-            filter=asked.filter or "everything",
+            granted if asked.granted else refused,
+            **who,
+            **({"to": asked.filter} if asked.what == "debug" else {"filter": asked.filter or "everything"}),
             **({} if asked.granted else {"reason": asked.reason}),
         )
         return b""

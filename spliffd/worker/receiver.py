@@ -69,7 +69,7 @@ class FrameMaker:
                 self._held -= bodies.request.size + bodies.response.size
             if exchange.websocket:
                 self._name(exchange)
-        if not self.demand.watchers:
+        if not (self.demand.watchers or self.demand.history):
             return
         wall = self.wall_offset_ns
         heads, reveal = self._heads, self.demand.reveal
@@ -107,7 +107,7 @@ class FrameMaker:
 
     def on_body(self, connection: Connection) -> OnBody | None:
         """A hook for the connection's parser while somebody wants bodies."""
-        if not (self.demand.watchers and self.demand.bodies):
+        if not self.demand.bodies:
             return None
 
         def keep(exchange: HttpExchange, is_response: bool, data: bytes) -> None:

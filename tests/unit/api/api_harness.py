@@ -17,7 +17,7 @@ import grpc.aio
 import msgspec
 
 from spliffd import counters, ipc
-from spliffd.config import Access, Capture, Config
+from spliffd.config import Access, Capture, Config, History
 from spliffd.pb import spliff_pb2 as pb
 
 NOBODY = 65534
@@ -53,6 +53,10 @@ class Api:
         metrics: bool = False,
         uid: int | None = None,
         reveal_group: str = "",
+        users: str = "none",
+        history: History | None = None,
+        watchers: int = 64,
+        unwatched: str = "metrics",
     ) -> None:
         self.path = folder / "spliffd.sock"
         self.area = counters.Area.create()
@@ -64,7 +68,10 @@ class Api:
         self.uid, self.gid = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.getuid(), os.getgid())
         self.uid = self.uid if uid is None else uid
         config = Config(
-            capture=Capture(workers=workers), access=Access(queue_mib=queue_mib, reveal_group=reveal_group)
+            capture=Capture(workers=workers, unwatched=unwatched),
+            access=Access(queue_mib=queue_mib, reveal_group=reveal_group, users=users, watchers=watchers),
+            # Without history nobody watches until a test does.
+            history=history or History(memory_mib=0),
         )
         fds = [inner.fileno(), self.area.fd, self.kernel_fd]
         command = [sys.executable, "-m", "spliffd.api", "--socket", str(self.path)]
@@ -132,7 +139,7 @@ def summary(**known: object) -> ipc.Summary:
         name: 0 if name in ("pid", "ppid", "uid", "local_port", "remote_port", "status") else ""
         for name in ipc.Summary.__struct_fields__
     }
-    return ipc.Summary(**{**facts, **known})
+    return ipc.Summary(**{**facts, "ancestors": [], **known})
 
 
 def exchange(path: str = "/", *, kind: int = ipc.EXCHANGE, part_key: int = 0, **facts: object) -> ipc.Frame:

@@ -40,14 +40,40 @@ def test_following_is_the_default_and_may_be_said():
 
 
 @pytest.mark.parametrize(
-    ("request_", "unsupported"),
+    ("request_", "why"),
     [
-        (pb.WatchRequest(filter=pb.Filter(expression="a")), False),
-        (pb.WatchRequest(filter=pb.Filter(containers=["a"])), False),
+        (pb.WatchRequest(filter=pb.Filter(expression="a")), "filter.expression, column 1"),
+        (pb.WatchRequest(filter=pb.Filter(containers=["a"])), "filter.containers"),
+        (pb.WatchRequest(fields=["request.pathh"]), "'request.pathh' is no field"),
+        (pb.WatchRequest(fields=["request.headers.name"]), "ask for request.headers"),
+        (pb.WatchRequest(fields=["protocol.x"]), "'protocol.x' is no field"),
+        (pb.WatchRequest(fields=["id"] * 129), "at most 128"),
+        (pb.WatchRequest(after_id=1, last=2), "leave since_time_ns and last away"),
+        (pb.WatchRequest(after_epoch=1), "after_epoch says what after_id"),
     ],
 )
-def test_wrong_and_unsupported_are_told_apart(request_, unsupported):
-    with pytest.raises(wishes.WishError) as error:
+def test_what_cannot_be_meant_is_refused(request_, why):
+    with pytest.raises(wishes.WishError, match=why):
         wishes.read(request_, MAXIMUM)
 
-    assert error.value.unsupported is unsupported
+
+@pytest.mark.parametrize(
+    ("request_", "past"),
+    [
+        (pb.WatchRequest(), None),
+        (pb.WatchRequest(last=5), wishes.Past(last=5)),
+        (pb.WatchRequest(follow=False), wishes.Past(follow=False)),
+        (pb.WatchRequest(after_id=0), wishes.Past(after_id=0)),
+        (pb.WatchRequest(after_id=7, after_epoch=3), wishes.Past(after_id=7, after_epoch=3)),
+        (pb.WatchRequest(since_time_ns=9, last=2), wishes.Past(since_ns=9, last=2)),
+    ],
+)
+def test_history_is_asked_only_when_something_of_it_is_wanted(request_, past):
+    assert wishes.read(request_, MAXIMUM).past == past
+
+
+@pytest.mark.parametrize(
+    ("fields", "bodies"), [(["request.path"], False), (["request.body"], True), (["response"], True)]
+)
+def test_bodies_that_no_field_holds_are_not_asked_for(fields, bodies):
+    assert wishes.read(pb.WatchRequest(bodies=True, fields=fields), MAXIMUM).bodies is bodies
