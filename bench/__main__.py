@@ -22,6 +22,7 @@ from tests.support.lab import REPOSITORY, say
 PARTS = {
     "probes": "ns added to an SSL_write+SSL_read pair, by where the probes sit",
     "packets": "ns that a packet costs at each hook, ours and others'",
+    "mappings": "ns that a mapping of a file costs its process, and when a late library is probed",
     "stages": "CPU of one exchange in the worker, stage by stage",
     "worker": "exchanges/s that one worker sustains from a real ring without loss",
     "latency": "from SSL_write's return to the watcher, at 10, 100 and 1,000 exchanges/s",

@@ -126,7 +126,18 @@ struct process_record {
 };
 _Static_assert(sizeof(struct process_record) == 40, "records.py counts on it");
 
-enum process_flag { PROCESS_PATH_CUT = 1 }; /* deeper or longer than the record has room for */
+enum process_flag {
+  PROCESS_PATH_CUT = 1, /* deeper or longer than the record has room for */
+  PROCESS_MAPPED = 2,   /* no exec: struct mapped_record */
+};
+
+/* A process has mapped a file that nobody in scope had mapped before. */
+struct mapped_record {
+  struct process_record process;
+  u64 device; /* as the kernel has it: major << 20 | minor */
+  u64 inode;
+};
+_Static_assert(sizeof(struct mapped_record) == 56, "records.py counts on it");
 
 /* In the order of spliffd/counters.py KERNEL; a test compares the two. */
 enum counter {

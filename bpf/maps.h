@@ -13,6 +13,7 @@
  * | rings     | shard -> ring buffer             | shards | nobody                                   |
  * | processes | ring buffer for the supervisor   | 512 KiB| consumer                                 |
  * | exec      | 0 -> struct exec, per CPU        | 1      | nobody                                   |
+ * | known_files | struct file_key -> u8          | 16,384 | LRU                                      |
  * | scope     | index -> cgroup                  | 32     | supervisor; 0-15 in scope, 16-31 not     |
  * | uids      | uid -> 1 in scope, 2 excluded    | 1,024  | supervisor                               |
  * | cgroups   | cgroup id -> enum cgroup_list    | 32     | supervisor                               |
@@ -54,6 +55,7 @@
 #define MAP_EXEC MAP(1019) /* where a process_record is put together: too large for the stack */
 #define MAP_HELLOS MAP(1021)
 #define MAP_BLANK_HELLO MAP(1022)
+#define MAP_KNOWN_FILES MAP(1024)
 #define MAP_INTERFACES MAP(1014) /* the supervisor makes the entries of interfaces that have a hook */
 #define MAP_DEMAND MAP(1030)
 #define MAP_WANTED MAP(1031)

@@ -28,7 +28,7 @@ from spliffd.counters import Area
 from spliffd.errors import FailedError, UsageError
 from spliffd.journal import logger, set_debug
 from spliffd.kernel.maps import PROCESS_RING_BYTES
-from spliffd.kernel.records import PROCESS_RECORD
+from spliffd.kernel.records import PROCESS_MAPPED, PROCESS_RECORD, mapped_file
 from spliffd.kernel.ring import Ring
 from spliffd.stages import health, host, usage
 from spliffd.stages.capture import Kernel, ScopeMaps
@@ -261,7 +261,10 @@ class Supervisor:
         ring = self._process_ring
         while positions := ring.drain(256):
             for at in positions:
-                pid, _, start_ns, _, _, *texts, _ = PROCESS_RECORD.unpack_from(ring.data, at)
+                pid, _, start_ns, _, _, *texts, flags = PROCESS_RECORD.unpack_from(ring.data, at)
+                if flags & PROCESS_MAPPED:
+                    self.libraries.mapped(pid, start_ns, mapped_file(ring.data, at))
+                    continue
                 self.area.supervisor.add("execs_seen")
                 self.processes.remember(pid, start_ns, ring.data[at : at + PROCESS_RECORD.size + sum(texts)])
                 self.libraries.started(pid, start_ns)

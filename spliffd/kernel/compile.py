@@ -38,6 +38,7 @@ SOURCES = (
     "hellos.bpf.c",
     "packets.bpf.c",
     "processes.bpf.c",
+    "mapped.bpf.c",
 )
 HEADERS = ("events.h", "maps.h", "common.bpf.h")
 PROGRAMS = (
@@ -74,9 +75,12 @@ PROGRAMS = (
     "xdp_egress_l3",
     "process_exec",
     "process_exit",
+    "mapping_made_fentry",
+    "mapping_made_kprobe",
+    "pages_mapped",
 )
-TYPED_TRACEPOINTS = ("sock_send_length", "sock_recv_length")
-TCP_FUNCTIONS = ("tcp_sendmsg", "tcp_recvmsg")
+TYPED_TRACEPOINTS = ("sock_send_length", "sock_recv_length", "mm_filemap_map_pages")
+FUNCTIONS = ("tcp_sendmsg", "tcp_recvmsg", "perf_event_mmap")
 STATE_TRACEPOINT = "inet_sock_set_state"
 SESSION_IS_RETURN = "bpf_session_is_return"
 """The kernel's function by which a program of a uprobe session knows which end of the call it sees (6.13)."""
@@ -208,11 +212,11 @@ def _compile(bcc: Any, btf: Btf, text: str, headers: Path) -> Compiled:
     offsets = all_offsets(btf)
     tracepoints, iterators, functions = {}, {}, {}
     for name in (*TYPED_TRACEPOINTS, STATE_TRACEPOINT):
-        with contextlib.suppress(LookupError):  # older than 6.3: the loader takes another path
+        with contextlib.suppress(LookupError):  # an older kernel: the loader takes another path
             tracepoints[name] = btf.tracepoint_id(name)
     with contextlib.suppress(LookupError):
         iterators[ITERATOR] = btf.iterator_id(ITERATOR)
-    for name in (*TCP_FUNCTIONS, SESSION_IS_RETURN):
+    for name in (*FUNCTIONS, SESSION_IS_RETURN):
         with contextlib.suppress(LookupError):
             functions[name] = btf.function_id(name)
     flags = [f"-DOFF_{name}={value}" for name, value in offsets.items()]

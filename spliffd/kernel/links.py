@@ -138,8 +138,17 @@ def attach_sockets(programs: Programs) -> tuple[Attached, str]:
 
     Raises OSError that says why it takes none.
     """
+    return _first_way(programs, programs.socket_ways)
+
+
+def attach_mappings(programs: Programs) -> tuple[Attached, str]:
+    """New mappings of files, in the same manner."""
+    return _first_way(programs, ways.MAPPING_WAYS)
+
+
+def _first_way(programs: Programs, choice: tuple[ways.Way, ...]) -> tuple[Attached, str]:
     refusals: list[str] = []
-    for way in programs.socket_ways:
+    for way in choice:
         attached = Attached([])
         try:
             programs.load_way(way)

@@ -92,7 +92,7 @@ class Programs:
         *,
         uprobe_multi: bool | None = None,
         sessions: bool = True,
-        socket_ways: tuple[ways.SocketWay, ...] = ways.SOCKET_WAYS,
+        socket_ways: tuple[ways.Way, ...] = ways.SOCKET_WAYS,
     ) -> None:
         self.fd: dict[str, int] = {}
         self.uprobe_multi = probes.has_uprobe_multi() if uprobe_multi is None else uprobe_multi
@@ -170,7 +170,7 @@ class Programs:
                 self.load_way(way)
                 return
 
-    def load_way(self, way: ways.SocketWay) -> None:
+    def load_way(self, way: ways.Way) -> None:
         """Loads the programs of a way to observe sockets; raises OSError."""
         known = {**self._compiled.tracepoints, **self._compiled.functions}
         for hook in way.hooks:

@@ -39,6 +39,7 @@ NUMBERS = {
     1017: "adjacent",
     1018: "candidates",
     1019: "exec",
+    1024: "known_files",
     1030: "demand",
     1031: "wanted",
     1021: "hellos",
@@ -65,6 +66,9 @@ INTERFACE_COUNT = 16
 PROCESS_RING_BYTES = 512 << 10
 """Exec events: some 2,000 of usual size (250 bytes) while the supervisor is busy."""
 EXEC_VALUE = 12336
+KNOWN_FILES = 16384
+"""Files mapped by processes in scope: a host has some thousand; one that is forgotten is looked at again."""
+FILE_KEY = 16
 
 HELLOS = 2048
 """TLS connections whose beginning is kept: a worker reads it when the handshake or the first exchange ends,
@@ -114,6 +118,7 @@ class Maps:
             "rings": make(bpf.MAP_ARRAY_OF_MAPS, 4, 4, shards, name="rings", inner=self.rings[0]),
             "processes": make(bpf.MAP_RINGBUF, 0, 0, PROCESS_RING_BYTES, name="processes"),
             "exec": make(bpf.MAP_PERCPU_ARRAY, 4, EXEC_VALUE, 1, name="exec"),
+            "known_files": make(bpf.MAP_LRU_HASH, FILE_KEY, 1, KNOWN_FILES, name="known_files"),
             "scope": make(bpf.MAP_CGROUP_ARRAY, 4, 4, 2 * SCOPE_SLOTS, name="scope"),
             "cgroups": make(bpf.MAP_HASH, 8, 1, 2 * SCOPE_SLOTS, name="cgroups"),
             "uids": make(bpf.MAP_HASH, 4, 1, MAX_UIDS, name="uids"),

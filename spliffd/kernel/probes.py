@@ -31,7 +31,7 @@ def has_uprobe_multi() -> bool:
     return True
 
 
-def try_way(way: ways.SocketWay, types: Btf) -> None:
+def try_way(way: ways.Way, types: Btf) -> None:
     """Loads and attaches a way to observe sockets; raises OSError, or LookupError for what is not there."""
     opened: list[int] = []
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import mmap
+import os
 import struct
 
 import msgspec
@@ -59,6 +60,17 @@ assert _CONN.size == CONN_BYTES
 
 PROCESS_RECORD = struct.Struct("=IIQQIHHHH4x")
 """tgid, ppid, start_ns, time, uid, bytes of exe, cgroup and cmdline behind it, flags."""
+
+
+PROCESS_MAPPED = 2
+"""enum process_flag: no exec, but a file that was mapped for the first time; which one stands behind."""
+_MAPPED_FILE = struct.Struct("=QQ")
+
+
+def mapped_file(buffer: bytes | mmap.mmap, at: int) -> tuple[int, int]:
+    """Device (as os.makedev makes it) and inode of the mapped_record at ``at``."""
+    device, inode = _MAPPED_FILE.unpack_from(buffer, at + PROCESS_RECORD.size)
+    return os.makedev(device >> 20, device & 0xFFFFF), inode
 
 
 PROCESS_PATH_CUT = 1

@@ -1,9 +1,10 @@
-"""The ways in which a socket operation inside a TLS call can be observed, best first.
+"""The ways in which something can be observed, best first: socket operations inside TLS calls, new mappings.
 
-Takes nothing; ``SOCKET_WAYS`` is a table. Which one a kernel takes is found out by loading and attaching
-(``loader``, ``links``; ``features`` for the doctor), never from its version. All of them name the socket of
-the same call by the same evidence (SOCKET_NESTED); they differ in what they cost and in what the cookie is:
-read, or made by the kernel when nobody has asked for it yet. See bpf/sockets.bpf.c.
+Takes nothing; ``SOCKET_WAYS`` and ``MAPPING_WAYS`` are tables. Which one a kernel takes is found out by
+loading and attaching (``loader``, ``links``; ``features`` for the doctor), never from its version. All ways
+to a socket name that of the same call by the same evidence (SOCKET_NESTED); they differ in what they cost
+and in what the cookie is: read, or made by the kernel when nobody has asked for it yet. See
+bpf/sockets.bpf.c, bpf/mapped.bpf.c.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Hook(NamedTuple):
     """Of a kprobe: at the function's return."""
 
 
-class SocketWay(NamedTuple):
+class Way(NamedTuple):
     """One way: all of its hooks, or none."""
 
     text: str
@@ -35,25 +36,25 @@ class SocketWay(NamedTuple):
     hooks: tuple[Hook, ...]
 
 
-TYPED = SocketWay(
+TYPED = Way(
     "typed tracepoints sock_send_length, sock_recv_length",
     bpf.PROG_TRACING,
     bpf.ATTACH_RAW_TP,
     (Hook("socket_sent", "sock_send_length"), Hook("socket_received", "sock_recv_length")),
 )
-RAW = SocketWay(
+RAW = Way(
     "raw tracepoints sock_send_length, sock_recv_length",
     bpf.PROG_RAW_TRACEPOINT,
     bpf.ATTACH_NONE,
     (Hook("socket_sent_raw", "sock_send_length"), Hook("socket_received_raw", "sock_recv_length")),
 )
-FEXIT = SocketWay(
+FEXIT = Way(
     "fexit of tcp_sendmsg, tcp_recvmsg",
     bpf.PROG_TRACING,
     bpf.ATTACH_FEXIT,
     (Hook("tcp_sent", "tcp_sendmsg"), Hook("tcp_received", "tcp_recvmsg")),
 )
-KPROBE = SocketWay(
+KPROBE = Way(
     "kprobes on tcp_sendmsg, tcp_recvmsg",
     bpf.PROG_KPROBE,
     bpf.ATTACH_NONE,
@@ -67,8 +68,29 @@ KPROBE = SocketWay(
 )
 SOCKET_WAYS = (TYPED, RAW, FEXIT, KPROBE)
 
+MAPPING_WAYS = (
+    Way(
+        "fentry of perf_event_mmap",
+        bpf.PROG_TRACING,
+        bpf.ATTACH_FENTRY,
+        (Hook("mapping_made_fentry", "perf_event_mmap"),),
+    ),
+    Way(
+        "kprobe on perf_event_mmap",
+        bpf.PROG_KPROBE,
+        bpf.ATTACH_NONE,
+        (Hook("mapping_made_kprobe", "perf_event_mmap"),),
+    ),
+    Way(
+        "typed tracepoint mm_filemap_map_pages",
+        bpf.PROG_TRACING,
+        bpf.ATTACH_RAW_TP,
+        (Hook("pages_mapped", "mm_filemap_map_pages"),),
+    ),
+)
 
-def attach(way: SocketWay, hook: Hook, prog_fd: int) -> list[int]:
+
+def attach(way: Way, hook: Hook, prog_fd: int) -> list[int]:
     """Attaches one hook's program; returns the fds to keep. Raises OSError."""
     if way.kind == bpf.PROG_TRACING:
         return [bpf.raw_tracepoint_open(prog_fd)]

@@ -158,6 +158,7 @@ class Kernel:
             self._attached.append(links.attach_processes(self.programs))
         except OSError as error:
             raise FailedError(f"cannot attach to process events: {error}", "run `spliffd doctor`") from None
+        self._try("late libraries", self._attach_mappings, "found when their TLS is seen on the wire: ")
         if self._capture.socket_observation:
             self._try("sockets", self._attach_sockets, "only SSL_set_fd names sockets: ")
         else:
@@ -183,6 +184,11 @@ class Kernel:
 
     def _attach_sockets(self) -> str:
         attached, flavour = links.attach_sockets(self.programs)
+        self._attached.append(attached)
+        return flavour
+
+    def _attach_mappings(self) -> str:
+        attached, flavour = links.attach_mappings(self.programs)
         self._attached.append(attached)
         return flavour
 

@@ -16,6 +16,7 @@ import hashlib
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -36,6 +37,15 @@ log = logger("libraries")
 LOOK_AFTER_SECONDS = (0.002, 0.01, 0.05, 0.25, 1.0, 5.0)
 """When a new process is looked at: the dynamic loader is done within 2 ms on an idle host, long before
 the first handshake; the later looks are for a busy host, and for interpreters that load TLS as a module."""
+
+AFTER_MAPPING_SECONDS = 0.002
+"""When a process that maps a file for the first time is looked at; the loader has just begun with it then."""
+
+LOOKS_AFTER_MAPPING = (2, 4)
+"""Which looks follow, as after an exec."""
+
+PAUSE_FACTOR = 20
+"""Between two looks at whoever maps files, so many times as long as a look takes: a twentieth of a core."""
 
 SAME_CONTENT_BYTES = 16 << 20
 """Files up to this size are recognised by their content (4 ms for libcrypto, 1 ms for libssl): a copy of
@@ -79,7 +89,9 @@ class Libraries:
         self.memory = Memory()
         self._by_content: dict[bytes, Inspection] = {}
         self._rest: asyncio.Task[None] | None = None
-        self._due: dict[int, list[tuple[int, int]]] = {look: [] for look in range(len(LOOK_AFTER_SECONDS))}
+        self._due: list[dict[tuple[int, int], None]] = [{} for _ in LOOK_AFTER_SECONDS]
+        self._mapping: dict[tuple[int, int], None] = {}
+        self._not_before = 0.0
 
     async def scan(self) -> None:
         """All processes in scope, and the standard library folders.
@@ -106,21 +118,45 @@ class Libraries:
 
     def started(self, pid: int, start_ns: int) -> None:
         """A process has exec'd: look at it soon, together with others that start about now."""
-        loop = asyncio.get_running_loop()
-        for look, delay in enumerate(LOOK_AFTER_SECONDS):
-            due = self._due[look]
-            if not due:
-                loop.call_later(delay, self._look, look)
-            due.append((pid, start_ns))
+        for look in range(len(LOOK_AFTER_SECONDS)):
+            self._schedule(look, pid, start_ns)
 
     def _look(self, look: int) -> None:
-        due, self._due[look] = self._due[look], []
+        due, self._due[look] = self._due[look], {}
+        self._look_at(due)
+
+    def _look_at(self, due: Iterable[tuple[int, int]]) -> None:
         looks = []
         for pid, start_ns in due:
             if (seen := discovery.look(pid)) is not None:
                 self.memory.keep(seen, start_ns)
                 looks.append(seen)
         self._handle_fresh(looks)
+
+    def mapped(self, pid: int, start_ns: int, identity: tuple[int, int]) -> None:
+        """A process maps a file that nobody had mapped before: a library loaded late, or at its start."""
+        known = self._seen.get(identity)
+        if known is not None and known.attached is None:
+            del self._seen[identity]  # it was another file of that number
+        if not self._mapping:
+            delay = max(AFTER_MAPPING_SECONDS, self._not_before - time.monotonic())
+            asyncio.get_running_loop().call_later(delay, self._look_at_mapping)
+        self._mapping[pid, start_ns] = None
+
+    def _look_at_mapping(self) -> None:
+        due, self._mapping = self._mapping, {}
+        spent = time.thread_time()
+        self._look_at(due)
+        self._not_before = time.monotonic() + PAUSE_FACTOR * (time.thread_time() - spent)
+        for pid, start_ns in due:
+            for look in LOOKS_AFTER_MAPPING:
+                self._schedule(look, pid, start_ns)
+
+    def _schedule(self, look: int, pid: int, start_ns: int) -> None:
+        due = self._due[look]
+        if not due:
+            asyncio.get_running_loop().call_later(LOOK_AFTER_SECONDS[look], self._look, look)
+        due[pid, start_ns] = None
 
     def look_again(self, look: discovery.Look, start_ns: int) -> None:
         """A process speaks TLS that no probe sees: what it maps now may be new."""

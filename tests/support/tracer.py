@@ -11,7 +11,7 @@ from spliffd.kernel import bpf, links, records
 from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import Maps
 from spliffd.kernel.ring import Ring
-from spliffd.kernel.ways import SOCKET_WAYS, SocketWay
+from spliffd.kernel.ways import SOCKET_WAYS, Way
 from spliffd.stages.libraries import probe_of
 from spliffd.targets.inspector import inspect_fd
 from tests.support.lab import Lab, refuse_unscoped
@@ -46,7 +46,7 @@ class Tracer:
         excluded: tuple[str, ...] = (),
         uprobe_multi: bool | None = None,
         sessions: bool = True,
-        socket_ways: tuple[SocketWay, ...] = SOCKET_WAYS,
+        socket_ways: tuple[Way, ...] = SOCKET_WAYS,
     ) -> None:
         refuse_unscoped(lab)
         self.maps = Maps(1, ring_mib << 20)
