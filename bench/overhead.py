@@ -3,9 +3,9 @@
 nginx and wrk share all CPUs of this machine with whatever watches them, and wrk offers as much as goes,
 so every microsecond of probe, daemon and watcher comes off the requests/s. Each round runs: spliffd with
 both ends captured and one watcher of everything (a reader of raw gRPC messages), with one of nginx alone,
-with ``spliffctl watch -c``, with nobody watching, with only the server in scope (wrk maps another copy of the library); bare;
-and the same load under an sslsniff. What spliffd saw and what it reported lost is held against what
-nginx and wrk counted.
+with ``spliffctl watch -c``, with nobody watching, with only the server in scope (wrk maps another copy of the
+library); bare; and the same load under an sslsniff. What spliffd saw and what it reported lost is held
+against what nginx and wrk counted.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def account(
     A request or a response of this size is one record at each end: records read and records lost must be
     two for each request made. At wrk's end up to one request a connection is under way: taken by nginx,
     never finished by wrk. "Kept and seen" is what the promise is about: a server that runs fast because
-    spliff does not keep up with it has kept nothing worth having. Of what nobody watches most is only counted.
+    spliff does not keep up with it has kept nothing worth having. What nobody watches is mostly counted only.
     """
     made = [run.served + (run.finished if case != SERVER else 0) for run in runs]
     seen = [100 * (r.exchanges + r.unsampled) / m for r, m in zip(readings, made, strict=True)]

@@ -75,7 +75,8 @@ class Watched(Daemon):
         }
         exchanges = sum(value for key, value in values.items() if key.startswith("spliff_exchanges_total"))
         return Reading(
-            cpu, exchanges, values["spliff_unsampled_exchanges_total"], values["spliff_exchanges_incomplete_total"],
+            cpu, exchanges, values["spliff_unsampled_exchanges_total"],
+            values["spliff_exchanges_incomplete_total"],
             values['spliff_tls_records_total{kind="data"}'], losses["ring/ring_full"], losses,
         )  # fmt: skip
 

@@ -81,6 +81,7 @@ class Bench:
             "counters-fd": self.area.fd, "kernel-counters-fd": self.maps.fd["counters"],
             "conns-fd": self.maps.fd["conns"], "speakers-fd": self.maps.fd["speakers"],
             "flows-fd": self.maps.fd["flows"],
+            "unwanted-fd": self.maps.fd["unwanted"],
             "uid": user.pw_uid, "gid": user.pw_gid,
         }  # fmt: skip
         options = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]

@@ -154,6 +154,22 @@ static __always_inline bool spared(struct conn_state *state, u32 direction, u64 
   return true;
 }
 
+/* How many of the bytes at `offset` need not be copied: nobody wants the body that they belong to. */
+static __always_inline u64 unwanted(struct conn *conn, u32 direction, u64 offset, u64 size) {
+  if (size < UNWANTED_CALL)
+    return 0;
+  u32 slot = ((u32)(conn->ssl >> 4) ^ (u32)(conn->generation >> 8)) & (UNWANTED_SLOTS - 1);
+  volatile struct unwanted *entry = bpf_map_lookup_elem(MAP_UNWANTED, &slot);
+  if (!entry || entry->generation != conn->generation || entry->ssl != conn->ssl)
+    return 0;
+  u64 until = direction == RECEIVED ? entry->until[RECEIVED] : entry->until[SENT];
+  if (entry->generation != conn->generation || until <= offset)
+    return 0;
+  u64 spared_bytes = until - offset < size ? until - offset : size;
+  count(COUNTER_UNWANTED_BYTES, spared_bytes);
+  return spared_bytes;
+}
+
 /* At the beginning of a call: whether how it ends need not be looked at. `room` is what is to be written. */
 static __always_inline bool left_alone(struct conn_key *key, u32 op, u64 from, u64 room) {
   u32 zero = 0;

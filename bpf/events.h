@@ -162,6 +162,7 @@ enum counter {
   COUNTER_FLOWS_MADE, /* less those removed and those there: what the LRU evicted */
   COUNTER_FLOW_TABLE_FULL,
   COUNTER_FLOWS_WITHOUT_HOP, /* packets on more interfaces than a flow has hops */
+  COUNTER_UNWANTED_BYTES, /* of bodies that nobody wanted: not copied */
   COUNTER_UNSAMPLED_EXCHANGES, /* responses on unwatched connections that were left out */
   COUNTER_XDP_OWN,
   COUNTER_XDP_AMBIGUOUS,

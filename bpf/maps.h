@@ -30,6 +30,7 @@
  * | wanted    | struct wanted_key -> u8          | 4,096  | supervisor, when its watchers have left  |
  * | hellos    | socket cookie -> struct hello     | 2,048  | LRU                                      |
  * | blank_hello | 0 -> struct hello, all zero    | 1      | nobody                                   |
+ * | unwanted  | slot -> struct unwanted          | 4,096  | the worker whose connection it is; overwritten |
  * | interfaces | ifindex -> struct interface_count, per CPU | 4,096 | supervisor, with the interface     |
  */
 #pragma once
@@ -59,6 +60,7 @@
 #define MAP_INTERFACES MAP(1014) /* the supervisor makes the entries of interfaces that have a hook */
 #define MAP_DEMAND MAP(1030)
 #define MAP_WANTED MAP(1031)
+#define MAP_UNWANTED MAP(1032)
 
 #define SCOPE_SLOTS 16
 #define COUNTER_SLOTS 64 /* for each processor */
@@ -111,6 +113,17 @@ struct wanted_key {
   u32 pad;
 };
 _Static_assert(sizeof(struct wanted_key) == 24, "maps.py counts on it");
+
+/* Up to where nobody wants a connection's bytes: the rest of a body, as its worker knows. Shared memory; two
+ * connections with the same slot take it from each other, and what is not found is delivered. */
+struct unwanted {
+  u64 generation; /* 0 while it is written; whose it is, together with ssl */
+  u64 ssl;
+  u64 until[2]; /* by direction: an offset of its stream */
+};
+_Static_assert(sizeof(struct unwanted) == 32, "unwanted.py counts on it");
+#define UNWANTED_SLOTS 4096
+#define UNWANTED_CALL 4096 /* bytes: calls below this cost as much to look up as to copy */
 
 enum traffic { TRAFFIC_UNKNOWN = 0, TRAFFIC_HTTP1, TRAFFIC_OTHER };
 

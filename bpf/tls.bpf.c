@@ -216,7 +216,11 @@ static __always_inline void emit_data(struct conn_state *state, struct call *cal
 
   if (counted_only)
     return;
-  u64 rest = size;
+  u64 skipped = unwanted(&state->conn, direction, piece.offset, size);
+  if (skipped >= size)
+    return;
+  advance(&piece, skipped);
+  u64 rest = size - skipped;
   u32 resumed = resumes(state, direction);
   piece.flags = FLAG_CONTINUED | resumed;
   piece.size = LARGE_PIECE;

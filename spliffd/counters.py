@@ -52,6 +52,7 @@ KERNEL: tuple[str, ...] = (
     "flows_made",
     "flow_table_full",
     "flows_without_hop",
+    "unwanted_bytes",
     "unsampled_exchanges",
     # What became of each packet that a hook saw, in the order of `enum packet_outcome`, for each hook.
     *(f"{hook}_{outcome}" for hook in ("xdp", "tc") for outcome in PACKET_OUTCOMES),

@@ -207,6 +207,11 @@ def _application(readings: Readings) -> list[Family]:
             total["exchanges_incomplete"],
         ),
         counter(
+            "spliff_unwanted_bytes_total",
+            "Bytes of bodies that nobody wanted and that were not copied.",
+            readings.get("kernel", "unwanted_bytes"),
+        ),
+        counter(
             "spliff_unsampled_exchanges_total",
             "Exchanges that were only counted: nobody watched, and there were more than unwatched_rate.",
             readings.get("kernel", "unsampled_exchanges"),

@@ -154,6 +154,7 @@ class Supervisor:
             command = ["spliffd.worker", "--number", str(number), "--control-fd", str(control)]
             command += ["--ring-fd", str(maps.rings[number]), "--ring-bytes", str(maps.ring_sizes[number])]
             command += ["--armed-fd", str(maps.fd["armed"]), "--shards", str(maps.shards)]
+            command += ["--unwanted-fd", str(maps.fd["unwanted"])]
             command += [part for name, fd in maps.to_look.items() for part in (f"--{name}-fd", str(fd))]
             return [*command, *shared, *ids]
 
@@ -174,7 +175,7 @@ class Supervisor:
             capture.nice // 2,
         )
         for number in range(capture.workers):
-            fds = [maps.fd["armed"], *maps.to_look.values(), *shared_fds]
+            fds = [maps.fd["armed"], maps.fd["unwanted"], *maps.to_look.values(), *shared_fds]
             self.workers.append(
                 Child(
                     f"worker {number}",

@@ -24,6 +24,7 @@ from spliffd.correlation.retry import NEVER
 from spliffd.correlation.upgraded import Messages
 from spliffd.counters import LIBRARIES, PROTOCOLS, Region, exchange_slot
 from spliffd.kernel import records
+from spliffd.kernel.unwanted import CALL_BYTES as SPARED_CALL
 from spliffd.protocols.messages import COMPLETE, HttpExchange
 from spliffd.protocols.websocket import Room, WebSocketMessage
 
@@ -96,6 +97,8 @@ class Engine:
         self._n_incomplete = index("exchanges_incomplete")
         self._n_gaps, self._n_gap_bytes = index("gaps"), index("gap_bytes")
         self.wants_chunks = False
+        self.tell_unwanted: Callable[[bytes, int, int], None] | None = None
+        """Tells the kernel up to which offsets (sent, received) nobody wants a connection's bytes."""
         self._claims = Claims(kernel.flows_of)
         self._join = Join(counters, kernel, self._claim)
         self.handshakes = Handshakes(counters, kernel.hello, self._join.look, receiver.handshake)
@@ -169,6 +172,10 @@ class Engine:
                 self._count_gaps(connection)
             if finished:
                 self._finish(connection, finished)
+            if size >= SPARED_CALL and connection.on_body is None and self.tell_unwanted is not None:
+                sent, received = connection.unwanted_rest(direction)
+                if sent or received:
+                    self.tell_unwanted(connection.key, sent, received)
             if connection.messages:
                 self._messages.take(connection, wanted=self.wants_chunks)
             if connection.state == RAW:
@@ -235,6 +242,8 @@ class Engine:
         """Asks the receiver anew, for every connection, where bodies go."""
         for connection in self.connections.values():
             connection.watch_bodies(self._receiver.on_body(connection))
+            if connection.on_body is not None and any(connection.unwanted) and self.tell_unwanted is not None:
+                self.tell_unwanted(connection.key, 0, 0)
 
     def facts_of(self, pid: int, start_ns: int) -> list[ConnectionFacts]:
         """Facts of all live connections of a process."""
@@ -286,7 +295,7 @@ class Engine:
             expected = connection.expect[direction]
             if 0 <= expected < final:
                 connection.expect[direction] = final
-                self._finish(connection, connection.gap(direction, final - expected, now))
+                self._finish(connection, connection.missing(direction, expected, final, now))
         if connection.gaps:
             self._count_gaps(connection)
         if conn.flags & records.CONN_HANDSHAKE_SEEN and not conn.flags & records.CONN_HANDSHAKE_DONE:

@@ -14,7 +14,7 @@ import struct
 import sys
 
 from spliffd.counters import Region, kernel_bytes, kernel_region
-from spliffd.kernel import bpf
+from spliffd.kernel import bpf, unwanted
 from spliffd.kernel.flows import FLOW_SIZE
 from spliffd.kernel.hellos import HELLO_SIZE
 
@@ -44,6 +44,7 @@ NUMBERS = {
     1031: "wanted",
     1021: "hellos",
     1022: "blank_hello",
+    1032: "unwanted",
 }
 
 SCOPE_SLOTS = 16
@@ -136,6 +137,9 @@ class Maps:
                 bpf.MAP_PERCPU_HASH, 4, INTERFACE_COUNT, INTERFACES, bpf.F_NO_PREALLOC, "interfaces"
             ),
             "demand": make(bpf.MAP_ARRAY, 4, DEMAND_BYTES, 1, bpf.F_MMAPABLE, "demand"),
+            "unwanted": make(
+                bpf.MAP_ARRAY, 4, unwanted.ENTRY_BYTES, unwanted.SLOTS, bpf.F_MMAPABLE, "unwanted"
+            ),
             "wanted": make(bpf.MAP_HASH, WANTED_KEY, 1, WANTED, name="wanted"),
             "blank": make(bpf.MAP_ARRAY, 4, FLOW_SIZE, 1, name="blank"),
         }

@@ -94,6 +94,28 @@ class Http1(Reader):
         stream.offset += size
         return self._finished()
 
+    def body_left(self, direction: int) -> int:
+        """Bytes that are left of a body of known length; 0 where none is being read."""
+        stream = self._streams[direction]
+        return stream.remaining if stream.phase == phase.LENGTH else 0
+
+    def skip_body(self, direction: int, size: int, now: int) -> bool:
+        """``size`` bytes of a body of known length, and not the last, did not come: nobody wanted them.
+
+        Nothing is lost by that, unless somebody wants bodies by now. False: no such body is being read.
+        """
+        stream = self._streams[direction]
+        if stream.phase != phase.LENGTH or size >= stream.remaining:
+            return False
+        exchange, message = stream.current()
+        if self.on_body is not None:
+            exchange.mark_gap(stream.offset, size)
+        message.body_size += size
+        message.end_ns = now
+        stream.remaining -= size
+        stream.offset += size
+        return True
+
     def spare(self, direction: int, now: int) -> Sequence[HttpExchange]:
         """Some messages of the direction, nobody knows how many, were left out here: nobody wanted them."""
         stream = self._streams[direction]

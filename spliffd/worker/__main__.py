@@ -22,6 +22,7 @@ from spliffd.counters import Area
 from spliffd.errors import UsageError
 from spliffd.kernel.maps import open_armed, open_counters
 from spliffd.kernel.ring import Ring
+from spliffd.kernel.unwanted import Unwanted
 from spliffd.worker import faults
 from spliffd.worker.loop import Loop
 from spliffd.worker.process_flows import ProcessFlows
@@ -44,6 +45,7 @@ def main() -> int:
         "speakers-fd",
         "flows-fd",
         "hellos-fd",
+        "unwanted-fd",
         "uid",
         "gid",
     ):
@@ -55,6 +57,7 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     ring = Ring(args.ring_fd, args.ring_bytes)
     armed = open_armed(args.armed_fd, args.shards)
+    unwanted = Unwanted(args.unwanted_fd)
     kernel = open_counters(args.kernel_counters_fd)
     area = Area(args.counters_fd)
     counters = area.workers[args.number]
@@ -86,6 +89,11 @@ def main() -> int:
     flows_of = ProcessFlows(args.flows_fd, time.monotonic_ns, ask_owners)
     looks = Kernel(look, flows_of, Hooked(area.supervisor), tables.hello)
     loop = Loop(args.number, ring, armed, control, counters, kernel, tables, looks, flows_of.owners_entered)
+    looks = Kernel(look, flows_of, Hooked(area.supervisor))
+    loop = Loop(
+        args.number, ring, armed, control, counters, kernel, tables, looks, flows_of.owners_entered,
+        unwanted.until,
+    )  # fmt: skip
     control.send(ipc.encode(ipc.Ready()))
     gc.collect()
     gc.freeze()  # what was imported never becomes garbage: keep it out of every later collection

@@ -90,6 +90,7 @@ class Loop:
         tables: Tables,
         looks: Kernel,
         owners_entered: Callable[[], None],
+        tell_unwanted: Callable[[bytes, int, int], None],
     ) -> None:
         self._number = number
         self._ring = ring
@@ -108,6 +109,7 @@ class Loop:
         self._maker = FrameMaker(self._output, counters, number, self._who, masker)
         self._owners_entered = owners_entered
         self._engine = Engine(self._maker, counters, time.monotonic_ns(), looks)
+        self._engine.tell_unwanted = tell_unwanted
         self._processes: OrderedDict[tuple[int, int], tuple[int, ipc.ProcessFacts | None]] = OrderedDict()
         self._running = True
         self._demanded = False

@@ -9,6 +9,7 @@ import pytest
 from spliffd import ipc
 from spliffd.kernel import records
 from spliffd.kernel.maps import DEMAND_RATE, DEMAND_SHARE, DEMAND_SINCE
+from spliffd.kernel.unwanted import Unwanted
 from spliffd.stages.demands import Demands
 from tests.support.dialogue import Dialogue
 from tests.support.lab import Lab, wait_for
@@ -228,6 +229,31 @@ def test_interim_responses_are_no_exchanges(kernel: Watched, dialogue: Dialogue)
     dialogue.server(OK)
 
     assert kernel.unsampled() == 2
+
+
+def test_of_a_body_that_nobody_wants_the_rest_is_not_copied(kernel: Watched, dialogue: Dialogue):
+    table = Unwanted(kernel.tracer.maps.fd["unwanted"])
+    before = kernel.tracer.maps.counters.get("unwanted_bytes")
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 45000\r\n\r\n"
+    dialogue.client(GET)
+    dialogue.server(head + b"1" * 5000)
+    for record in kernel.data()[2:]:
+        sent, received = (
+            (len(head) + 44999, 0) if record.direction == records.SENT else (0, len(head) + 44999)
+        )
+        table.until(record.key, sent, received)
+    dialogue.server(b"2" * 10000)
+    dialogue.server(b"3" * 100)
+    dialogue.server(b"4" * 29900)
+    dialogue.server(OK)
+
+    found = kernel.data()
+    sent = [record for record in found if record.direction == records.SENT]
+    read = [record for record in found if record.direction == records.RECEIVED]
+    assert b"".join(record.payload for record in read) == b"".join(record.payload for record in sent)
+    assert [record.payload for record in sent] == [b"3" * 100, b"4", OK]
+    assert [record.offset for record in sent] == [len(head) + 15000, len(head) + 44999, len(head) + 45000]
+    assert kernel.tracer.maps.counters.get("unwanted_bytes") - before == 2 * (10000 + 29899)
 
 
 def test_the_end_tells_what_was_left_out_before_it(lab: Lab, kernel: Watched):

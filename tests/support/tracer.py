@@ -29,6 +29,8 @@ class Record(msgspec.Struct):
     size: int
     conn: records.Conn
     payload: bytes
+    key: bytes
+    """The connection's, as the worker knows it."""
 
 
 class Tracer:
@@ -111,6 +113,7 @@ class Tracer:
                         kind, direction, flags, time, offset, size,
                         records.unpack_conn(self.ring.data, at + records.CONN_AT),
                         self.ring.data[start : start + captured],
+                        self.ring.data[at + records.KEY_AT : at + records.KEY_AT + records.KEY_BYTES],
                     )
                 )  # fmt: skip
             self.ring.release()

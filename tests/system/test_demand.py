@@ -13,6 +13,7 @@ from tests.support.lab import Lab, wait_for
 from tests.support.servers import Nginx
 
 ASKED = 53
+LARGE = 67 << 20
 
 
 @pytest.fixture
@@ -84,3 +85,30 @@ def test_http2_is_taken_apart_whoever_watches(lab: Lab, daemon: Daemon):
 
     wait_for(lambda: seen() == 2 * ASKED, 30, "every exchange")
     assert counted(daemon) == (2 * ASKED, 0)
+
+
+def test_a_large_body_that_nobody_wants_is_counted_and_not_copied(lab: Lab, daemon: Daemon, server: Nginx):
+    server.file("large.bin", bytes(LARGE))
+    heads = daemon.watch()
+    done = lab.run(
+        "curl",
+        "-sSk",
+        "--limit-rate",
+        "64M",
+        "-o",
+        "/dev/null",
+        server.url("/large.bin"),
+        server.url("/hello"),
+    )
+    assert done.returncode == 0, done.stderr
+    heads.wait_for(4)
+    stats = daemon.stats()
+    heads.stop()
+
+    assert heads.losses == []
+    assert {one.completeness.state for one in heads.exchanges} == {"complete"}
+    assert sorted(one.response.body_size for one in heads.exchanges) == [12, 12, LARGE, LARGE]
+    captured = sum(n for key, n in stats.items() if key.startswith("spliff_captured_bytes_total"))
+    assert captured + stats["spliff_unwanted_bytes_total"] > 2 * LARGE
+    assert stats["spliff_unwanted_bytes_total"] > 0
+    assert stats['spliff_lost_total{stage="worker",reason="gap"}'] == 0
