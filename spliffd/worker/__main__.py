@@ -88,8 +88,6 @@ def main() -> int:
 
     flows_of = ProcessFlows(args.flows_fd, time.monotonic_ns, ask_owners)
     looks = Kernel(look, flows_of, Hooked(area.supervisor), tables.hello)
-    loop = Loop(args.number, ring, armed, control, counters, kernel, tables, looks, flows_of.owners_entered)
-    looks = Kernel(look, flows_of, Hooked(area.supervisor))
     loop = Loop(
         args.number, ring, armed, control, counters, kernel, tables, looks, flows_of.owners_entered,
         unwanted.until,
