@@ -27,6 +27,7 @@ PARTS = {
     "worker": "exchanges/s that one worker sustains from a real ring without loss",
     "latency": "from SSL_write's return to the watcher, at 10, 100 and 1,000 exchanges/s",
     "memory": "RSS and PSS of all processes, and time from start to ready",
+    "discovery": "time to ready and memory with 503 and 2,003 processes that have TLS libraries",
     "idle": "CPU of all processes while nothing happens and somebody watches",
     "correlation": "share of exchanges tied to their packets, by the load that is offered",
     "throughput": "one iperf3 stream over a veth pair, by packet hook",

@@ -38,6 +38,9 @@ LOOK_AFTER_SECONDS = (0.002, 0.01, 0.05, 0.25, 1.0, 5.0)
 """When a new process is looked at: the dynamic loader is done within 2 ms on an idle host, long before
 the first handshake; the later looks are for a busy host, and for interpreters that load TLS as a module."""
 
+SCAN_AT_A_TIME = 32
+"""Processes looked at in one go at start, 0.1 ms each: what else happens waits no longer than that takes."""
+
 AFTER_MAPPING_SECONDS = 0.002
 """When a process that maps a file for the first time is looked at; the loader has just begun with it then."""
 
@@ -109,7 +112,13 @@ class Libraries:
                     os.close(fd)
         candidates = discovery.known_library_files(scope.paths, scope.exclude_paths)
         pids = discovery.pids_in_scope(scope.cgroups, scope.exclude_cgroups) - {os.getpid()}
-        candidates += discovery.scan(pids, scope.paths, scope.exclude_paths)
+        looks = []
+        for number, pid in enumerate(pids, 1):
+            if (seen := discovery.look(pid)) is not None:
+                looks.append(seen)
+            if number % SCAN_AT_A_TIME == 0:
+                await asyncio.sleep(0)  # programs that start meanwhile are looked at as well
+        candidates += discovery.merge(looks, scope.paths, scope.exclude_paths)
         likely = [candidate for candidate in candidates if discovery.is_likely(candidate)]
         await self._handle_all(likely)
         # The rest, some hundred on a large host, is looked at while capture runs.

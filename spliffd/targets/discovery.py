@@ -26,6 +26,9 @@ MAX_MAPS = 16 << 20
 MAX_CGROUPS = 10_000
 """Directories of one scope that are looked into; a host has some hundred."""
 
+MAX_MAPPINGS = 16
+"""Processes kept for each file, to open it through: they may end one after the other, but not all at once."""
+
 LIBRARY_NAMES = (
     "libssl*.so*",
     "libgnutls.so*",
@@ -146,7 +149,7 @@ def merge(
         for candidate in one.candidates:
             known = found.get((candidate.device, candidate.inode))
             if known is not None:
-                known.mappings += candidate.mappings
+                known.mappings += candidate.mappings[: MAX_MAPPINGS - len(known.mappings)]
             elif in_scope(candidate.path, paths, exclude_paths):
                 found[candidate.device, candidate.inode] = candidate
     yield from sorted(found.values(), key=lambda candidate: not is_likely(candidate))
