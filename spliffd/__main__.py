@@ -41,6 +41,11 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--socket", metavar="PATH", help=f"gRPC socket (default {config.DEFAULT_SOCKET})")
     parse.add_argument("--metrics", metavar="ADDR:PORT|off", help="Prometheus endpoint")
     parse.add_argument("-d", "--debug", action="store_true", help="debug log")
+    parse.add_argument(
+        "--no-relocate",
+        action="store_true",
+        help="probe every function at its first instruction: dearer, and never wrong",
+    )
     for name, what in (("cgroup", "DIR"), ("user", "USER"), ("path", "GLOB")):
         parse.add_argument(
             f"--scope-{name}", metavar=what, action="append", default=[], help=f"capture only this {name}"
@@ -83,6 +88,9 @@ def settings(options: argparse.Namespace) -> config.Config:
             debug=options.debug or loaded.debug,
             scope=scope,
             metrics=config.Metrics(options.metrics) if options.metrics else loaded.metrics,
+            capture=msgspec.structs.replace(
+                loaded.capture, relocate=loaded.capture.relocate and not options.no_relocate
+            ),
         ),
         "command line",
     )

@@ -1,7 +1,8 @@
 """Recognises TLS libraries whose functions mean what their names say: GnuTLS, NSS, wolfSSL, Mbed TLS.
 
 Takes an ``Image``; returns an ``Inspection``. Unlike OpenSSL's relatives these have no function that
-several exported ones share and that is cheaper to probe, so every site is a function's first instruction.
+several exported ones share and that is cheaper to probe, so every site is at a function's beginning: its
+first instruction, or a cheaper one close behind it (``entries``).
 A function that only passes its arguments on to another of the list is left out: a probe on both would
 see one call twice.
 
@@ -19,8 +20,8 @@ import re
 from typing import NamedTuple
 
 from spliffd.targets.elf import Image
+from spliffd.targets.entries import cheapest
 from spliffd.targets.sites import Flavour, Inspection, Op, Site
-from spliffd.targets.x86 import MAX_LENGTH, cheap_start
 
 
 class _Call(NamedTuple):
@@ -135,20 +136,20 @@ def inspect(image: Image, relocate: bool) -> Inspection:
         both = " and ".join(dict.fromkeys(family.library for family in found))
         return Inspection("refused", library, build_id=image.build_id, reason=f"holds {both}: not supported")
     cheap = relocate and image.machine == "x86-64"
+    starts = image.exported_addresses() | {function.address for function in functions.values()}
     sites: list[Site] = []
     for family in found:
         for call in family.calls:
             if call.name not in functions or call.passes_on_to in functions:
                 continue
-            address = functions[call.name].address
-            skip = cheap_start(image.code(address, MAX_LENGTH)) if cheap else None
-            proof = f"the arguments are intact at the first instruction of {call.name}"
-            if skip:
-                proof = f"only endbr64 lies between the start of {call.name} and this instruction"
+            function = functions[call.name]
+            skip, proof = 0, f"the arguments are intact at the first instruction of {call.name}"
+            if cheap:
+                skip, proof = cheapest(image, call.name, function, starts)
             sites.append(
                 Site(
                     call.name,
-                    image.offset_of(address + (skip or 0)),
+                    image.offset_of(function.address + skip),
                     call.op not in _WITHOUT_RESULT,
                     call.op,
                     call.flavour,

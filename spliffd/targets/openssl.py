@@ -18,8 +18,9 @@ import re
 
 from spliffd.targets import internal
 from spliffd.targets.elf import Function, Image
+from spliffd.targets.entries import cheapest
 from spliffd.targets.sites import Flavour, Inspection, Op, Site
-from spliffd.targets.x86 import MAX_LENGTH, UndecidedError, cheap_start
+from spliffd.targets.x86 import UndecidedError
 
 ESSENTIAL = ("SSL_read", "SSL_write", "SSL_new", "SSL_free")
 """Without all of these a file is not a TLS library, whatever else it is called like."""
@@ -71,11 +72,12 @@ def inspect(image: Image, relocate: bool) -> Inspection:
             reason="has SSL_read and SSL_write but is neither OpenSSL 1.1 or later, BoringSSL nor LibreSSL",
         )
     relocate = relocate and image.machine == "x86-64"
+    starts = image.exported_addresses() | {function.address for function in functions.values()}
     sites: list[Site] = []
     reasons: list[str] = []
     for name, op, flavour, result in _CALLS:
         if name in functions:
-            sites.append(_entry(image, name, functions[name], op, flavour, result, relocate))
+            sites.append(_entry(image, name, functions[name], op, flavour, result, relocate, starts))
     shared = {}
     if relocate and library == "openssl":
         for op in ("read", "write"):
@@ -88,7 +90,7 @@ def inspect(image: Image, relocate: bool) -> Inspection:
         # LibreSSL's _ex functions call the plain ones: a probe on both would see a call twice.
         wrapper = library == "libressl" and flavour == "pointer"
         if op not in shared and name in functions and not wrapper:
-            sites.append(_entry(image, name, functions[name], op, flavour, True, relocate))
+            sites.append(_entry(image, name, functions[name], op, flavour, True, relocate, starts))
     if len({site.offset for site in sites}) != len(sites):
         # A linker that folds identical functions: a probe could not tell which call it sees.
         return Inspection("refused", library, build_id=image.build_id, reason="two of its functions are one")
@@ -117,10 +119,16 @@ def _numbers(name: str) -> tuple[int, ...]:
 
 
 def _entry(
-    image: Image, name: str, function: Function, op: Op, flavour: Flavour, result: bool, cheap: bool
+    image: Image,
+    name: str,
+    function: Function,
+    op: Op,
+    flavour: Flavour,
+    result: bool,
+    cheap: bool,
+    starts: frozenset[int],
 ) -> Site:
-    skip = cheap_start(image.code(function.address, MAX_LENGTH)) if cheap else None
-    proof = f"the arguments are intact at the first instruction of {name}"
-    if skip:
-        proof = f"only endbr64 lies between the start of {name} and this instruction"
-    return Site(name, image.offset_of(function.address + (skip or 0)), result, op, flavour, "entry", proof)
+    skip, proof = 0, f"the arguments are intact at the first instruction of {name}"
+    if cheap:
+        skip, proof = cheapest(image, name, function, starts)
+    return Site(name, image.offset_of(function.address + skip), result, op, flavour, "entry", proof)

@@ -33,6 +33,15 @@ def test_the_file_speaks_where_the_command_line_is_silent(file):
     assert not found.debug
 
 
+def test_probes_stay_at_first_instructions_when_file_or_command_line_says_so(tmp_path):
+    path = tmp_path / "spliffd.toml"
+    path.write_text("[capture]\nrelocate = false\n")
+
+    assert settings().capture.relocate
+    assert not settings("--no-relocate").capture.relocate
+    assert not settings("--config", str(path)).capture.relocate
+
+
 def test_the_command_line_has_the_last_word(file):
     found = settings("--config", file, "--socket", "/b.sock", "--metrics", "[::1]:1", "-d")
     assert (found.socket, found.metrics.listen, found.debug) == ("/b.sock", "[::1]:1", True)
