@@ -63,8 +63,9 @@ class Capture(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     workers: int = 1
     """Worker processes, each with a ring of its own."""
     nice: int = -10
-    """Priority of the workers (-20 to 19; the api gets half of it): what a worker cannot read in time is
-    lost, and a traced program at the machine's limit would take the processor time that reading needs."""
+    """Priority of the workers and of the supervisor (-20 to 19; the api gets half of it): what a worker
+    cannot read in time is lost, a library that is not probed within milliseconds has been used, and a traced
+    program at the machine's limit would take the processor time that this needs."""
     relocate: bool = True
     """Move probes to cheaper instructions where that is proved safe."""
     socket_observation: bool = True

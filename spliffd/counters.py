@@ -110,6 +110,7 @@ SUPERVISOR: tuple[str, ...] = (
     "libraries_refused",
     *(f"probes_{library}" for library in LIBRARIES),
     "execs_seen",
+    "mappings_lost",
     "whois_requests",
     "whois_too_late",
     "ready_after_ms",

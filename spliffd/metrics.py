@@ -341,6 +341,11 @@ def _host(readings: Readings) -> list[Family]:
         ),
         counter("spliff_execs_total", "Program starts seen.", supervisor["execs_seen"]),
         counter(
+            "spliff_mappings_lost_total",
+            "Mapped files that nobody was told of: libraries among them are found some milliseconds later.",
+            supervisor["mappings_lost"],
+        ),
+        counter(
             "spliff_process_lookups_total",
             "Questions of workers about a process.",
             supervisor["whois_requests"],

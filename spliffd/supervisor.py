@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -27,12 +28,13 @@ from spliffd.config import Config
 from spliffd.counters import Area
 from spliffd.errors import FailedError, UsageError
 from spliffd.journal import logger, set_debug
+from spliffd.kernel.mappings import Mappings
 from spliffd.kernel.maps import PROCESS_RING_BYTES
 from spliffd.kernel.records import PROCESS_MAPPED, PROCESS_RECORD, mapped_file
 from spliffd.kernel.ring import Ring
 from spliffd.stages import health, host, usage
 from spliffd.stages.capture import Kernel, ScopeMaps
-from spliffd.stages.children import Child, let_sleep
+from spliffd.stages.children import Child, let_sleep, set_priority
 from spliffd.stages.demands import Demands
 from spliffd.stages.interfaces import Interfaces
 from spliffd.stages.ledger import Ledger
@@ -130,9 +132,14 @@ class Supervisor:
         try:
             self._start_children(uid, gid, socket_gid, listener)
             await self._children_ready()
+            # A library is probed within the milliseconds between its mapping and its first use, or too late.
+            set_priority(os.getpid(), self.config.capture.nice)
             self.kernel.attach()
             self._process_ring = Ring(self.kernel.maps.fd["processes"], PROCESS_RING_BYTES)
             loop.add_reader(self._process_ring.fd, self._processes_started)
+            if mappings := self.kernel.mappings:
+                for fd in mappings.fds:
+                    loop.add_reader(fd, self._files_mapped, mappings, scope.admits_mapping)
             await self.interfaces.start()
             self.kernel.switch(enabled=self.config.capture.unwatched != "off")
             await self.libraries.scan()
@@ -272,6 +279,11 @@ class Supervisor:
             ring.release()
         ring.release()
 
+    def _files_mapped(self, mappings: Mappings, admits: Callable[[int], bool]) -> None:
+        """Libraries, before they are used."""
+        self.libraries.mapped_now(mappings.drain(), admits)
+        self.area.supervisor.set("mappings_lost", mappings.lost)
+
     async def _serve(self) -> None:
         interval = systemd.watchdog_interval() or TICK_SECONDS
         told: list[int] = []
@@ -327,6 +339,8 @@ class Supervisor:
         self._notify.stopping()
         self.libraries.close()
         await self.interfaces.close()
+        for fd in self.kernel.mappings.fds if self.kernel.mappings else ():
+            asyncio.get_running_loop().remove_reader(fd)
         self.kernel.close()
         for child in self.workers:  # workers first: what they flush must still find the api
             await child.stop(STOP_SECONDS)

@@ -35,6 +35,7 @@ _MAP_LOOKUP_BATCH = 24
 _F_RDONLY = 1 << 3
 
 _UPROBE_MULTI_RETURN = 1
+PERF_PID_CGROUP, _PERF_CLOEXEC = 1 << 2, 1 << 3
 
 ATTR_BYTES = 144
 """Size of union bpf_attr that covers every field used here; the kernel accepts larger and zero."""
@@ -333,17 +334,23 @@ def _perf_link(prog_fd: int, source: str, name: str, offset: int, cookie: int, *
     attr = bytearray(128)
     struct.pack_into("=IIQ", attr, 0, kind, len(attr), 1 if returns else 0)
     struct.pack_into("=QQ", attr, 56, ctypes.addressof(text), offset)
-    buffer = (ctypes.c_char * len(attr)).from_buffer(attr)
-    event: int = _LIBC.syscall(_SYSCALL[1], buffer, -1, 0, -1, 8)  # 8: PERF_FLAG_FD_CLOEXEC
-    if event < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    event = perf_event_open(attr, -1, 0)
     try:
         link = link_create(prog_fd, event, ATTACH_PERF_EVENT, cookie)
     except OSError:
         os.close(event)
         raise
     return [link, event]
+
+
+def perf_event_open(attr: bytearray, target: int, cpu: int, flags: int = 0) -> int:
+    """A perf event (struct perf_event_attr) of a process, of all (-1), or of a cgroup (PERF_PID_CGROUP)."""
+    buffer = (ctypes.c_char * len(attr)).from_buffer(attr)
+    event: int = _LIBC.syscall(_SYSCALL[1], buffer, target, cpu, -1, flags | _PERF_CLOEXEC)
+    if event < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return event
 
 
 def map_memory(fd: int, size: int, *, writable: bool) -> mmap.mmap:

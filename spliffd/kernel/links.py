@@ -9,6 +9,7 @@ counter offset that breaks other tracers).
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -50,6 +51,24 @@ class Attached:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
+
+
+CLOSERS = 64
+"""Links that are closed at a time."""
+
+
+def close_all(every: list[Attached]) -> None:
+    """Detaches many at a time.
+
+    Each link waits until no program runs that may be its own, 50 ms on a busy host; those that wait at the
+    same time wait for the same moment.
+    """
+    fds = [fd for one in every for fd in one.fds]
+    for one in every:
+        one.fds = []
+    if fds:
+        with ThreadPoolExecutor(min(CLOSERS, len(fds))) as closers:
+            list(closers.map(os.close, fds))
 
 
 _GO_RETURN = {"read": "go_read", "write": "go_wrote"}

@@ -24,6 +24,7 @@ from spliffd.kernel import compile as compiler
 from spliffd.kernel.features import UPROBES
 from spliffd.kernel.flows import Flow, Looked, Sweeper
 from spliffd.kernel.loader import Programs
+from spliffd.kernel.mappings import Mappings
 from spliffd.kernel.maps import FLOWS, MAX_UIDS, SCOPE_SLOTS, Maps
 from spliffd.targets import discovery
 
@@ -95,6 +96,11 @@ class ScopeMaps:
             return False
         return pid in discovery.pids_in_scope(self._scope.cgroups, self._scope.exclude_cgroups)
 
+    def admits_mapping(self, pid: int) -> bool:
+        """The same of a process in the scope's cgroups: mappings of others are not told."""
+        narrower = self.users or self.excluded_users or self.excluded
+        return self.admits(pid) if narrower else True
+
 
 class Kernel:
     """Everything that is loaded and attached, but for the libraries (``stages.libraries``)."""
@@ -123,6 +129,8 @@ class Kernel:
         self.looked: Looked = lambda _flows, _over: None
         """Told of all flows before those that are over are removed."""
         self._attached: list[links.Attached] = []
+        self.mappings: Mappings | None = None
+        """What processes map; None where the kernel does not tell."""
         self._sock_ops_attached = False
         self._write_scope(enabled=False)
 
@@ -188,9 +196,14 @@ class Kernel:
         return flavour
 
     def _attach_mappings(self) -> str:
-        attached, flavour = links.attach_mappings(self.programs)
-        self._attached.append(attached)
-        return flavour
+        try:
+            self.mappings = Mappings(self._scope.cgroups)
+        except OSError as error:  # a controller of cgroup v1, or no right to perf events
+            log.debug("no perf events of mappings", error=str(error))
+            attached, flavour = links.attach_mappings(self.programs)
+            self._attached.append(attached)
+            return flavour
+        return "perf events of executable mappings"
 
     def _attach_states(self) -> str:
         attached, flavour = links.attach_states(self.programs)
@@ -250,3 +263,5 @@ class Kernel:
         for attached in self._attached:
             attached.close()
         self._attached.clear()
+        if self.mappings:
+            self.mappings.close()

@@ -1,9 +1,10 @@
 """Finds TLS libraries and probes them: at start in every process in scope, then in each that execs.
 
-Takes exec events and pids; asks the inspector (unprivileged) where to probe a file that was not seen
-before; attaches once per inode, for every process that maps it now or later. A process is looked at
-twice after its exec, because the loader maps libraries after the event. What could not be probed is
-listed with the reason.
+Takes mappings and exec events; asks the inspector (unprivileged) where to probe a file that was not seen
+before; attaches once per inode, for every process that maps it now or later. The kernel tells of a
+library while the loader maps it; where it does not (``kernel.mappings``), a process is looked at several
+times after its exec. A file whose content is known never waits for one that has to be inspected. What
+could not be probed is listed with the reason.
 
 Reads /proc and directory entries; never a library's content (the inspector does, without privileges).
 """
@@ -16,7 +17,8 @@ import hashlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -25,7 +27,8 @@ from spliffd.attribution.coverage import TlsFile
 from spliffd.config import Config
 from spliffd.counters import LIBRARIES, Region
 from spliffd.journal import logger
-from spliffd.kernel.links import Attached, Probe
+from spliffd.kernel.links import Attached, Probe, close_all
+from spliffd.kernel.mappings import Mapped
 from spliffd.stages.capture import Kernel
 from spliffd.stages.mapped import MappedFile, Memory
 from spliffd.targets import discovery
@@ -50,9 +53,15 @@ LOOKS_AFTER_MAPPING = (2, 4)
 PAUSE_FACTOR = 20
 """Between two looks at whoever maps files, so many times as long as a look takes: a twentieth of a core."""
 
+LOOKS_BESIDE_MAPPINGS = (1, 3)
+"""Which looks remain where every mapping is told: the ledger asks what ended processes had mapped."""
+
 SAME_CONTENT_BYTES = 16 << 20
 """Files up to this size are recognised by their content (4 ms for libcrypto, 1 ms for libssl): a copy of
 a library that was inspected before, as in container images, is attached without asking again."""
+
+ATTACHING = 8
+"""Files that are attached to at a time."""
 
 MAX_FILES = 4096
 """Files kept in the list; a host has some dozens of TLS libraries and a few hundred large programs."""
@@ -84,6 +93,11 @@ class Libraries:
         self._inspector = inspector
         self._counters = counters
         self._lock = asyncio.Lock()
+        self._own = os.getpid()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._busy: set[tuple[int, int, int, int]] = set()
+        """Keys of files that are being handled."""
+        self._attaching = ThreadPoolExecutor(ATTACHING, "attach")
         self.files: dict[tuple[int, int, int, int], Probed] = {}
         self._seen: OrderedDict[tuple[int, int], Probed] = OrderedDict()
         """By (device, inode) as in /proc/PID/maps, files that were handled: skipped without opening."""
@@ -107,7 +121,7 @@ class Libraries:
             with contextlib.suppress(OSError):
                 fd = discovery.open_file(known)
                 try:
-                    await self._inspect(known.path, fd)
+                    await self._inspect(known.path, fd, content(fd))
                 finally:
                     os.close(fd)
         candidates = discovery.known_library_files(scope.paths, scope.exclude_paths)
@@ -125,9 +139,29 @@ class Libraries:
         rest = [candidate for candidate in candidates if not discovery.is_likely(candidate)]
         self._rest = asyncio.get_running_loop().create_task(self._handle_all(rest))
 
+    def mapped_now(self, mappings: list[Mapped], admits: Callable[[int], bool]) -> None:
+        """Processes are mapping files as code; ``admits`` says whether a process is in scope."""
+        scope = self._config.scope
+        fresh: dict[tuple[int, int], discovery.Candidate] = {}
+        for pid, start, length, device, inode, path in mappings:
+            identity = device, inode
+            known = self._seen.get(identity)
+            if known is not None and known.attached is None and known.path != path:
+                del self._seen[identity]  # it was another file of that number
+            elif known is not None or identity in fresh or pid == self._own:
+                continue
+            if not (length >= discovery.MIN_CODE or discovery.is_library_name(path)):
+                continue
+            if discovery.in_scope(path, scope.paths, scope.exclude_paths) and admits(pid):
+                mapping = discovery.Mapping(pid, f"{start:x}-{start + length:x}")
+                deleted = path.endswith(discovery.DELETED)
+                path = path.removesuffix(discovery.DELETED)  # noqa: PLW2901 - the same path, as it was
+                fresh[identity] = discovery.Candidate(device, inode, path, deleted, False, [mapping])
+        self._handle_soon(sorted(fresh.values(), key=lambda one: not discovery.is_likely(one)))
+
     def started(self, pid: int, start_ns: int) -> None:
         """A process has exec'd: look at it soon, together with others that start about now."""
-        for look in range(len(LOOK_AFTER_SECONDS)):
+        for look in LOOKS_BESIDE_MAPPINGS if self._kernel.mappings else range(len(LOOK_AFTER_SECONDS)):
             self._schedule(look, pid, start_ns)
 
     def _look(self, look: int) -> None:
@@ -143,7 +177,10 @@ class Libraries:
         self._handle_fresh(looks)
 
     def mapped(self, pid: int, start_ns: int, identity: tuple[int, int]) -> None:
-        """A process maps a file that nobody had mapped before: a library loaded late, or at its start."""
+        """A process has mapped a file that nobody had mapped before: a library loaded late, or at its start.
+
+        Where ``mapped_now`` is not told.
+        """
         known = self._seen.get(identity)
         if known is not None and known.attached is None:
             del self._seen[identity]  # it was another file of that number
@@ -174,56 +211,68 @@ class Libraries:
 
     def _handle_fresh(self, looks: list[discovery.Look]) -> None:
         scope = self._config.scope
-        fresh = [
-            candidate
-            for candidate in discovery.merge(looks, scope.paths, scope.exclude_paths)
-            if (candidate.device, candidate.inode) not in self._seen
-        ]
+        self._handle_soon(
+            [
+                candidate
+                for candidate in discovery.merge(looks, scope.paths, scope.exclude_paths)
+                if (candidate.device, candidate.inode) not in self._seen
+            ]
+        )
+
+    def _handle_soon(self, fresh: list[discovery.Candidate]) -> None:
         if fresh:
-            self._task = asyncio.get_running_loop().create_task(self._handle_all(fresh))
+            task = asyncio.get_running_loop().create_task(self._handle_all(fresh))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _handle_all(self, candidates: list[discovery.Candidate]) -> None:
         for candidate in candidates:
             await self._handle(candidate)
 
     async def _handle(self, candidate: discovery.Candidate) -> None:
-        async with self._lock:
-            identity = (candidate.device, candidate.inode)
-            if identity in self._seen:
-                return
-            try:
-                fd = discovery.open_file(candidate)
-            except OSError as error:
-                log.debug("gone", path=candidate.path, error=str(error))
-                self._unopened[identity] = error.strerror or str(error)
-                _bound(self._unopened)
-                return
-            try:
-                key = discovery.attach_key(fd)
-                if key not in self.files:
-                    self._forget_oldest()
-                    self.files[key] = await self._probe(candidate, fd)
-                self._seen[identity] = self.files[key]
-                self._unopened.pop(identity, None)
-                _bound(self._seen)
-            finally:
-                os.close(fd)
+        identity = (candidate.device, candidate.inode)
+        if identity in self._seen:
+            return
+        try:
+            fd = discovery.open_file(candidate)
+        except OSError as error:
+            log.debug("gone", path=candidate.path, error=str(error))
+            self._unopened[identity] = error.strerror or str(error)
+            _bound(self._unopened)
+            return
+        try:
+            key = discovery.attach_key(fd)
+            if key in self._busy:
+                return  # found in two ways at a time
+            if key not in self.files:
+                self._busy.add(key)
+                try:
+                    probed = await self._probe(candidate, fd)
+                finally:
+                    self._busy.discard(key)
+                self._forget_oldest()
+                self.files[key] = probed
+            self._seen[identity] = self.files[key]
+            self._unopened.pop(identity, None)
+            _bound(self._seen)
+        finally:
+            os.close(fd)
 
-    async def _inspect(self, path: str, fd: int) -> Inspection:
-        """What is in a file: known by its content, or asked of the inspector."""
-        relocate = self._config.capture.relocate
-        if os.fstat(fd).st_size > SAME_CONTENT_BYTES:
-            return await self._inspector.inspect(fd, path, relocate)
-        digest = content_digest(fd)
+    async def _inspect(self, path: str, fd: int, digest: bytes) -> Inspection:
+        """What is in a file: known by its content, or asked of the inspector, one at a time."""
         found = self._by_content.get(digest)
-        if found is None:
-            found = await self._inspector.inspect(fd, path, relocate)
-            if len(self._by_content) < MAX_FILES:
-                self._by_content[digest] = found
-        return found
+        if found is not None:
+            return found
+        async with self._lock:
+            found = self._by_content.get(digest)
+            if found is None:
+                found = await self._inspector.inspect(fd, path, self._config.capture.relocate)
+                if digest and len(self._by_content) < MAX_FILES:
+                    self._by_content[digest] = found
+            return found
 
     async def _probe(self, candidate: discovery.Candidate, fd: int) -> Probed:
-        inspection = await self._inspect(candidate.path, fd)
+        inspection = await self._inspect(candidate.path, fd, content(fd))
         probed = Probed(candidate.path, candidate.device, candidate.inode, inspection, None)
         if inspection.state != "attach":
             if inspection.state == "refused":
@@ -236,7 +285,14 @@ class Libraries:
         probes = [probe_of(site) for site in inspection.sites]
         try:
             # The fd names the inode even when the path is another mount namespace's, or deleted.
-            probed.attached = self._kernel.attach_library(f"/proc/self/fd/{fd}", inspection.library, probes)
+            # In a thread: the kernel waits 15 ms for all processors, once for all that come at the same time.
+            probed.attached = await asyncio.get_running_loop().run_in_executor(
+                self._attaching,
+                self._kernel.attach_library,
+                f"/proc/self/fd/{fd}",
+                inspection.library,
+                probes,
+            )
         except OSError as error:
             probed.error = f"the kernel refused the probes: {error}"
             self._counters.add("libraries_refused")
@@ -294,9 +350,10 @@ class Libraries:
         """Detaches from all libraries."""
         if self._rest:
             self._rest.cancel()
-        for probed in self.files.values():
-            if probed.attached:
-                probed.attached.close()
+        for task in self._tasks:
+            task.cancel()
+        self._attaching.shutdown()  # what was being attached goes with the process
+        close_all([probed.attached for probed in self.files.values() if probed.attached])
 
 
 def _bound(table: OrderedDict[tuple[int, int], Any]) -> None:
@@ -304,8 +361,10 @@ def _bound(table: OrderedDict[tuple[int, int], Any]) -> None:
         table.popitem(last=False)
 
 
-def content_digest(fd: int) -> bytes:
-    """Hash of a file's content."""
+def content(fd: int) -> bytes:
+    """Hash of a file's content; nothing for one that is too large to be known by it."""
+    if os.fstat(fd).st_size > SAME_CONTENT_BYTES:
+        return b""
     with open(fd, "rb", closefd=False) as file:
         return hashlib.file_digest(file, "blake2b").digest()
 

@@ -50,7 +50,8 @@ _MAPS_LINE = re.compile(
 )
 _STACK = re.compile(r"^[0-9a-f]+-([0-9a-f]+) .* \[stack\]$", re.MULTILINE)
 _OCTAL = re.compile(r"\\([0-7]{3})")
-_DELETED = " (deleted)"
+DELETED = " (deleted)"
+"""What the kernel puts behind the path of a file that is not there any more."""
 
 
 class Mapping(msgspec.Struct, frozen=True):
@@ -180,7 +181,7 @@ def look(pid: int) -> Look | None:
             continue
         # maps escapes newlines, readlink does not.
         name = _OCTAL.sub(lambda match: chr(int(match[1], 8)), name)  # noqa: PLW2901 - the same name, readable
-        path = name.removesuffix(_DELETED)
+        path = name.removesuffix(DELETED)
         executable = name == main
         if executable and not _is_large(pid):
             continue
