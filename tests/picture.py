@@ -26,7 +26,7 @@ from tests.support.servers import Nginx, free_port
 SHOWN = (
     "Correlation rate",
     "Evidence",
-    "Deferred",
+    "Processes",
     "Exchanges by protocol",
     "Plaintext",
     "Lost",

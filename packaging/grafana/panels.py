@@ -119,6 +119,12 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 stacked=True,
             ),
             Panel(
+                "Left out of the sample",
+                "Connections that nobody watches, beyond [capture] unwatched_rate: counted, not decoded.",
+                "reqps",
+                ((per_second("spliff_unsampled_exchanges_total"), "left out"), (EXCHANGES, "decoded")),
+            ),
+            Panel(
                 "Exchanges by TLS library",
                 "Finished exchanges per second.",
                 "reqps",
@@ -210,6 +216,25 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
         "Coverage",
         (
+            Panel(
+                "Processes",
+                "Processes that speak TLS: decrypted, partly, or not; `spliffctl why --pid N` says more.",
+                "short",
+                ((f"sum by (covered) (spliff_processes{{{ME}}})", "{{covered}}"),),
+                stacked=True,
+            ),
+            Panel(
+                "Not covered, by reason",
+                "Why processes are not decrypted, or only partly.",
+                "short",
+                (
+                    (
+                        f'sum by (covered, reason) (spliff_processes{{{ME},covered!="covered"}})',
+                        "{{covered}}: {{reason}}",
+                    ),
+                ),
+                stacked=True,
+            ),
             Panel(
                 "Probes",
                 "Places that are probed, by TLS library.",

@@ -21,9 +21,10 @@ SERIES = {
     "spliff_correlation_seconds_bucket", "spliff_correlation_seconds_sum", "spliff_correlation_seconds_count",
     "spliff_tls_records_total", "spliff_captured_bytes_total", "spliff_lost_total", "spliff_connections",
     "spliff_flows", "spliff_interfaces", "spliff_probes", "spliff_subscribers", "spliff_subscriber_lost_total",
-    "spliff_worker_restarts_total", "spliff_build_info", "spliff_out_of_scope_total",
+    "spliff_worker_restarts_total", "spliff_build_info", "spliff_out_of_scope_total", "spliff_processes",
+    "spliff_map_entries", "spliff_map_capacity",
 }  # fmt: skip
-"""The contract's, without the coverage of processes and the fill of maps, which nobody knows yet."""
+"""The contract's."""
 
 EXCHANGES = 'spliff_exchanges_total{protocol="http1",library="openssl",method="SOCKET_NESTED",wire="TC"}'
 
