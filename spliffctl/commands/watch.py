@@ -126,6 +126,20 @@ Examples:
     "--body-limit", type=Size("BYTES"), help="At most this much of each body (64K, 1M); implies -b."
 )
 @click.option("-x", "--hexdump", is_flag=True, help="Show bodies as hexdump; implies -b.")
+@click.option(
+    "--descriptor-set",
+    "descriptor_sets",
+    type=click.Path(dir_okay=False),
+    multiple=True,
+    help="Names for gRPC messages (protoc --include_imports --descriptor_set_out); implies -b.",
+)
+@click.option(
+    "--proto-path",
+    "proto_paths",
+    type=click.Path(exists=True, file_okay=False),
+    multiple=True,
+    help="The same from a folder of .proto files, which protoc compiles.",
+)
 @click.option("-c", "--compact", is_flag=True, help="One line for each exchange.")
 @click.option("-l", "--latency", is_flag=True, help="Time to the first byte and in total.")
 @click.option("-H", "--handshakes", is_flag=True, help="Show TLS handshakes too.")
@@ -181,6 +195,8 @@ def command(
     body: bool,
     body_limit: int | None,
     hexdump: bool,
+    descriptor_sets: tuple[str, ...],
+    proto_paths: tuple[str, ...],
     compact: bool,
     latency: bool,
     expression: str | None,
@@ -206,10 +222,11 @@ def command(
     from spliffctl.export import target as export
 
     form = form or export.form_of(file)
-    bodies = body or hexdump or body_limit is not None or form in export.FORMS
+    named = bool(descriptor_sets or proto_paths)
+    bodies = body or hexdump or named or body_limit is not None or form in export.FORMS
     export.refuse(form, file, rotate)
     _refuse_contradictions(
-        form, command, selected, bodies=bodies, hexdump=hexdump, compact=compact, latency=latency
+        form, command, selected, bodies=bodies, hexdump=hexdump, compact=compact, latency=latency, named=named
     )
 
     if no_follow and not (since or last):
@@ -217,11 +234,12 @@ def command(
     if fields and form != "json":
         raise click.UsageError("--field chooses what -o json prints; text has its own form.")
 
-    from spliffctl import client
+    from spliffctl import client, schema
     from spliffctl.output import Output
 
     # Before the fork, so that an absent daemon or folder is told without a process to clean up.
     client.way(path)
+    known = schema.load(descriptor_sets, proto_paths)
     output = Output()
     target = export.Target(form, file, rotate, output)
     child = None
@@ -253,7 +271,7 @@ def command(
     )
     renderer = None
     if form == "text":
-        options = TextOptions(bodies=bodies, hexdump=hexdump, compact=compact, latency=latency, utc=utc)
+        options = TextOptions(bodies, hexdump, compact, latency, utc, known)
         renderer = TextRenderer(options, palette("never" if no_colour or file else color, output.fd))
     printer = target.printer(renderer, bodies=bodies, body_limit=body_limit or 0, count=count or 0)
     watch = Watch(path, request, printer, output, seconds=seconds, proof=reveal, reconnect=reconnect)
@@ -273,9 +291,11 @@ def _refuse_contradictions(
     hexdump: bool,
     compact: bool,
     latency: bool,
+    named: bool,
 ) -> None:
     """Usage errors for options that cannot both be meant."""
-    shaping = [name for name, given in (("-x", hexdump), ("-c", compact), ("-l", latency)) if given]
+    options = (("-x", hexdump), ("-c", compact), ("-l", latency), ("a schema", named))
+    shaping = [name for name, given in options if given]
     if form != "text" and shaping:
         raise click.UsageError(f"{shaping[0]} shapes text, so it has no meaning with -o {form}.")
     if compact and bodies:

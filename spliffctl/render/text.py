@@ -23,6 +23,7 @@ from spliffctl.render.colour import Palette
 from spliffctl.render.quote import quote, word
 
 if TYPE_CHECKING:
+    from spliffctl.schema import Schema
     from spliffd.pb import spliff_pb2 as pb
 
 METHODS = {
@@ -50,6 +51,8 @@ class TextOptions:
     compact: bool = False
     latency: bool = False
     utc: bool = False
+    schema: Schema | None = None
+    """Names for what is in protobuf messages."""
 
 
 class TextRenderer:
@@ -86,7 +89,7 @@ class TextRenderer:
             )
             stream = ""
             if bodies:
-                result += self._content(bodies[0], request)
+                result += self._content(bodies[0], exchange, response=False)
         end = exchange.end_time_ns or exchange.first_byte_time_ns or exchange.start_time_ns
         took = self._took(exchange)
         evidence = _evidence(exchange.correlation, exchange.connection)
@@ -97,7 +100,7 @@ class TextRenderer:
             f"{self._completeness(exchange.completeness)}\n"
         )
         if bodies:
-            result += self._content(bodies[1], response)
+            result += self._content(bodies[1], exchange, response=True)
             unsent = exchange.completeness.body_not_sent - bodies[0].missing - bodies[1].missing
             if unsent > 0:
                 result += f"    {palette.warning}… {unsent:,} body bytes not sent …{palette.reset}\n"
@@ -259,11 +262,16 @@ class TextRenderer:
             text += f"    {self._palette.warning}… {unsent:,} more bytes not sent …{self._palette.reset}\n"
         return text
 
-    def _content(self, body: Body, message: pb.Request | pb.Response) -> str:
+    def _content(self, body: Body, exchange: pb.Exchange, *, response: bool) -> str:
         if not body.segments and not body.holes:
             return ""
         from spliffctl.render.content import content_lines
+        from spliffctl.render.grpc import grpc_lines, is_grpc
 
+        message = exchange.response if response else exchange.request
+        if is_grpc(message) and not self._options.hexdump:
+            schema = self._options.schema
+            return _joined(grpc_lines(body, exchange, self._palette, schema, response=response))
         return _joined(content_lines(body, message, self._palette, hexdump=self._options.hexdump))
 
     def _body(self, body: Body, content_type: str) -> str:

@@ -1154,6 +1154,9 @@ class Grpc(_message.Message):
     REQUEST_MESSAGES_FIELD_NUMBER: _builtins.int
     RESPONSE_MESSAGES_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
+    REQUEST_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    RESPONSE_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    COMPRESSED_MESSAGES_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     """Service name."""
     method: _builtins.str
@@ -1168,6 +1171,12 @@ class Grpc(_message.Message):
     """Messages in the response."""
     encoding: _builtins.str
     """Compression of the messages."""
+    request_message_bytes: _builtins.int
+    """Bytes of the request's messages as their prefixes say: compressed ones as sent, prefixes not counted."""
+    response_message_bytes: _builtins.int
+    """Bytes of the response's messages, likewise."""
+    compressed_messages: _builtins.int
+    """How many messages came compressed, of both directions."""
     def __init__(
         self,
         *,
@@ -1178,10 +1187,13 @@ class Grpc(_message.Message):
         request_messages: _builtins.int = ...,
         response_messages: _builtins.int = ...,
         encoding: _builtins.str = ...,
+        request_message_bytes: _builtins.int = ...,
+        response_message_bytes: _builtins.int = ...,
+        compressed_messages: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_status", b"_status", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_status", b"_status", "encoding", b"encoding", "message", b"message", "method", b"method", "request_messages", b"request_messages", "response_messages", b"response_messages", "service", b"service", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_status", b"_status", "compressed_messages", b"compressed_messages", "encoding", b"encoding", "message", b"message", "method", b"method", "request_message_bytes", b"request_message_bytes", "request_messages", b"request_messages", "response_message_bytes", b"response_message_bytes", "response_messages", b"response_messages", "service", b"service", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__status: _TypeAlias = _typing.Literal["status"]  # noqa: Y015
     _WhichOneofArgType__status: _TypeAlias = _typing.Literal["_status", b"_status"]  # noqa: Y015

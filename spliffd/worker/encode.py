@@ -63,7 +63,11 @@ _BYTES_SENT = Field(pb.Connection, "bytes_sent")
 _BYTES_RECEIVED = Field(pb.Connection, "bytes_received")
 _CORRELATION = _fields(pb.Correlation, "method=correlation_method confidence")
 _TLS = _fields(pb.Tls, "library version=tls_version cipher alpn sni handshake_ns ja4")
-_GRPC = _fields(pb.Grpc, "service method message request_messages response_messages encoding")
+_GRPC = _fields(
+    pb.Grpc,
+    "service method message request_messages response_messages encoding request_message_bytes"
+    " response_message_bytes compressed_messages",
+)
 _PROCESS_OF = Field(_E, "process")
 _CONNECTION_OF = Field(_E, "connection")
 _CORRELATION_OF = Field(_E, "correlation")

@@ -31,6 +31,7 @@ http {{
     ssl_certificate {certificate};
     ssl_certificate_key {key};
     root {root};
+    {location}
     location = /hello {{ return 200 "hello world\\n"; }}
     location = /missing {{ return 404 "no\\n"; }}
     location = /moved {{ return 302 https://localhost:{port}/hello; }}
@@ -68,6 +69,7 @@ class Nginx:
         port: int = 0,
         mapped: bool = False,
         http2: bool = False,
+        location: str = "",
     ) -> None:
         self.port = port or free_port()
         self.address = address
@@ -91,6 +93,7 @@ class Nginx:
             key=lab.key,
             root=self.root,
             tls=tls,
+            location=location,
             access_log=f"{self.access_log} spliff" if log else "off",
         )
         configuration = folder / "nginx.conf"
