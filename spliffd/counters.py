@@ -198,6 +198,7 @@ API: tuple[str, ...] = (
     "subscriber_lost_bytes",
     "batches_sent",
     "refused_permission",
+    "history_dropped",
 )
 
 REGION_BYTES = 32768

@@ -61,6 +61,7 @@ LOSSES: tuple[Loss, ...] = (
     Loss("api", "restart", "supervisor", "api_restarts", None),
     Loss("subscriber", "body_shed", "api", "subscriber_lost_bodies", None),
     Loss("subscriber", "queue_full", "api", "subscriber_lost_items", None),
+    Loss("history", "queue_full", "api", "history_dropped", None),
 )
 """A loss may show at two stages: a full ring also leaves a gap in the stream that the worker parses."""
 

@@ -50,6 +50,8 @@ class Replay:
         self._archive = archive
         self._epoch = history.epoch
         self._last_time_ns = 0
+        self._joined = False
+        """Whether an exchange behind the one that the watcher had last was met."""
         self._entries: list[bytes] = []
 
     async def responses(self) -> AsyncIterator[bytes]:
@@ -58,16 +60,15 @@ class Replay:
         history = self._history
         while True:
             records = await self._read(position)
-            if records:
-                self._gap(records[0].position - position, records[0].time_ns)
             for record in records:
+                if not record.loss:  # of a loss the place is that of the last thing that was lost
+                    self._gap(record.position - position, record.time_ns)
+                position = record.position + 1
                 self._add(record)
-            if records:
-                position = records[-1].position + 1
-            elif position < history.first_position:
+            if not records and position < history.first_position:
                 self._gap(history.first_position - position, 0)
                 position = history.first_position
-            elif self._epoch != history.epoch:
+            elif not records and self._epoch != history.epoch:
                 self._enter(history.epoch, history.epoch, 1)
             if self._entries:
                 response = b"".join(self._entries)
@@ -104,11 +105,6 @@ class Replay:
             self._epoch = past.after_epoch or history.epoch
             position = await self._resumed(past.after_id)
             self._started(past.after_id + 1)
-            if self._epoch == history.epoch and self._wishes.owner is None:
-                lost = self._number_at(position) - past.after_id - 1
-                # How many gave way is known by their numbers; positions count losses as well.
-                if position <= history.first_position and lost > 0 and not self._archive:
-                    self._lose(pb.Loss(stage="history", reason="evicted", count=lost))
             return position
         position = history.first_position
         if past.since_ns:
@@ -138,11 +134,8 @@ class Replay:
             return history.first_position
         if owner is not None:
             return await self._archive.first_position() or history.first_position
-        return await self._archive.behind(self._epoch, after) or history.first_position
-
-    def _number_at(self, position: int) -> int:
-        held = self._history.read(position, 1)
-        return held[0].number if held else 0
+        behind = await self._archive.behind(self._epoch, after)
+        return behind or await self._archive.first_position() or history.first_position
 
     async def _last(self, lowest: int, count: int) -> int:
         """Position of the record from which on ``count`` exchanges match."""
@@ -176,7 +169,6 @@ class Replay:
         owner, past = self._wishes.owner, self._past
         if record.epoch != self._epoch:
             self._enter(record.epoch, record.time_ns, record.number if owner is None else 1)
-        self._last_time_ns = record.time_ns
         if record.loss:
             self._lose(pb.Loss.FromString(record.message))
         elif owner is None or record.uid == owner:
@@ -184,9 +176,14 @@ class Replay:
             seen = past.after_id if record.epoch == (past.after_epoch or self._history.epoch) else None
             if seen is not None and number <= seen:
                 return
+            if seen is not None and not self._joined:
+                self._joined = True
+                # Numbers of one epoch have no holes but those of what gave way.
+                self._gap(number - seen - 1, record.time_ns)
             delivery = delivery_of(record, owner=owner)
             if self._wishes.filter is None or self._wishes.filter.wants(delivery):
                 self._entries.append(entry_of(delivery, self._wishes))
+        self._last_time_ns = record.time_ns
 
     def _enter(self, epoch: int, now_ns: int, number: int) -> None:
         """The ids start anew: what nobody wrote down before that is a loss."""

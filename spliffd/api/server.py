@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 import grpc.aio
@@ -34,6 +34,9 @@ from spliffd.api.tokens import Tokens
 from spliffd.config import Config, auth_socket, user_socket
 from spliffd.counters import Area, Region
 from spliffd.errors import FailedError
+
+if TYPE_CHECKING:
+    from spliffd.api.archive import DiskArchive
 
 log = logging.getLogger("spliffd.api")
 
@@ -88,7 +91,15 @@ async def run(inputs: Inputs) -> int:
     """Serves until told to stop; the exit code. Raises FailedError when it cannot serve."""
     loop = asyncio.get_running_loop()
     config = inputs.config
-    history = History(config.history, time.time_ns())
+    store = _archive(inputs)
+    tokens = Tokens(_reveal_gid(config.access.reveal_group))
+    doors = _doors(inputs, tokens)
+    for_all = config.access.users == "own"
+    auth = AuthServer(_auth_socket(auth_socket(inputs.path), inputs.identity, for_all=for_all), tokens)
+    _drop_privileges(inputs.identity)
+    # Opened without privileges, so that what a damaged file does to SQLite it does to user spliff.
+    position = store.open() if store is not None else 1
+    history = History(config.history, time.time_ns(), position, store)
     hub = Hub(
         inputs.area.api,
         config.capture.workers,
@@ -97,17 +108,12 @@ async def run(inputs: Inputs) -> int:
         numbers_owners=config.access.users == "own",
         most=(config.access.watchers, config.access.watchers),
     )
-    tokens = Tokens(_reveal_gid(config.access.reveal_group))
-    doors = _doors(inputs, tokens)
-    for_all = config.access.users == "own"
-    auth = AuthServer(_auth_socket(auth_socket(inputs.path), inputs.identity, for_all=for_all), tokens)
-    _drop_privileges(inputs.identity)
 
     supervisor = SupervisorLink(inputs.control, hub)
     loop.add_signal_handler(signal.SIGTERM, supervisor.stop.set)
     healthy = []
     for server, door in doors:
-        service = Service(hub, supervisor, inputs.area, inputs.kernel, config, door)
+        service = Service(hub, supervisor, inputs.area, inputs.kernel, config, door, store)
         server.add_generic_rpc_handlers((service.handler(),))
         healthy.append(await _add_standard_services(server))
         await server.start()
@@ -131,6 +137,9 @@ async def run(inputs: Inputs) -> int:
     for one in healthy:
         await one.enter_graceful_shutdown()
     await _drain(hub, [server for server, _ in doors])
+    if store is not None:
+        history.flush()
+        store.close()
     supervisor.close()
     return 0
 
@@ -183,6 +192,29 @@ def _cannot_listen(path: str, why: str) -> FailedError:
     return FailedError(
         f"cannot listen on {path}: {why}", "see that its directory exists and that no other program uses it"
     )
+
+
+def _archive(inputs: Inputs) -> DiskArchive | None:
+    """The file behind history, in a folder that the user we become may write to."""
+    path = inputs.config.history.path
+    if not path:
+        return None
+    # SQLite costs 2 MiB: loaded by those only who want it.
+    from spliffd.api.archive import DiskArchive
+
+    folder = os.path.dirname(path)
+    remedy = "name a file in a folder of its own; the packaged unit allows /var/lib/spliff/history/history.db"
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+            if os.geteuid() == 0:
+                os.chown(folder, inputs.identity.uid, inputs.identity.gid)
+        owner = os.stat(folder).st_uid
+    except OSError as error:
+        raise FailedError(f"history.path: {folder} cannot be made: {error.strerror}", remedy) from None
+    if owner != inputs.identity.uid:
+        raise FailedError(f"history.path: {folder} belongs to another user (uid {owner})", remedy)
+    return DiskArchive(inputs.config.history, inputs.area.api)
 
 
 def _reveal_gid(group: str) -> int | None:
