@@ -21,6 +21,7 @@ from tests.support.lab import REPOSITORY, say
 
 PARTS = {
     "probes": "ns added to an SSL_write+SSL_read pair, by where the probes sit",
+    "calls": "ns added to a write + read, for each TLS library, by how much of it is wanted",
     "packets": "ns that a packet costs at each hook, ours and others'",
     "mappings": "ns that a mapping of a file costs its process, and when a late library is probed",
     "stages": "CPU of one exchange in the worker, stage by stage",

@@ -86,9 +86,14 @@ def main() -> None:
     ]  # fmt: skip
     bcc.lib.__dict__["bpf_attach_uprobe"] = lambda *arguments: attach(*arguments, 0)
     bpf = bcc.BPF(text=PROGRAM)
-    for symbol, leaving in (
-        ("SSL_read", "leave_read"), ("SSL_write", "leave_write"), ("SSL_do_handshake", "leave_handshake")
-    ):  # fmt: skip
+    places = [
+        ("SSL_read", "leave_read"),
+        ("SSL_write", "leave_write"),
+        ("SSL_do_handshake", "leave_handshake"),
+    ]
+    if len(sys.argv) > 2:  # another library's
+        places = [(sys.argv[2], "leave_read"), (sys.argv[3], "leave_write")]
+    for symbol, leaving in places:
         bpf.attach_uprobe(name=sys.argv[1], sym=symbol, fn_name="enter")
         bpf.attach_uretprobe(name=sys.argv[1], sym=symbol, fn_name=leaving)
     seen = lost = 0

@@ -40,6 +40,7 @@ class Tracer:
         self,
         lab: Lab,
         *,
+        library: str = "libssl.so.3",
         ring_mib: int = 32,
         relocate: bool = True,
         nested: bool = True,
@@ -75,7 +76,7 @@ class Tracer:
         os.close(cgroup)
         self.observed = ""
         """How socket operations are observed."""
-        path = lab.libraries / "libssl.so.3"
+        path = lab.libraries / library
         fd = os.open(path, os.O_RDONLY)
         self.inspection = inspect_fd(fd, relocate)
         os.close(fd)
@@ -97,7 +98,7 @@ class Tracer:
     def attach_library(self, path: str) -> None:
         """Attaches to the places that the inspection has found."""
         probes = [probe_of(site) for site in self.inspection.sites]
-        self.attached.append(links.attach_library(self.programs, path, "openssl", probes))
+        self.attached.append(links.attach_library(self.programs, path, self.inspection.library, probes))
 
     def read(self) -> list[Record]:
         """Everything that is in the ring."""
