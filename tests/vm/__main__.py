@@ -101,6 +101,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="machines at a time")
     parser.add_argument("--runs", type=int, default=1, help="do it so often, and compare what came out")
     parser.add_argument("--package", type=Path, help="a .deb to test instead of the checkout's")
+    parser.add_argument("--all", action="store_true", help="on each kernel also what does not depend on it")
     parser.add_argument("--files", nargs="+", metavar="NAME", help="only these, such as 1_package")
     parser.add_argument(
         "--command", help="run this in a machine (restored from its state) instead of the tests"
@@ -127,11 +128,12 @@ def _runs(guest: Guest, disk: str, options: argparse.Namespace) -> int:
             shutil.copy(file, share)
         shutil.copytree(guest.programs, share / "programs")
         for session in sessions.SESSIONS:
-            files = [
-                file
-                for file in session.files
-                if not options.files or any(name in file for name in options.files)
-            ]
+            files = sessions.files(
+                session,
+                first=guest.image.kernel == options.kernels[0],
+                everything=options.all,
+                named=options.files,
+            )
             if session.disk == disk and files and not options.command:
                 line = sessions.command(session, guest.image.kernel, files)
                 worst = max(worst, _session(guest, session, share, line))

@@ -113,9 +113,9 @@ def run(
     line = "vm.park" if state is not None else ""
     go = f"pipe,path={share}/go" if state is not None else "null"
     begun = time.monotonic()
-    # Its own session: a Ctrl-C is for us, and we end it.
+    # Its own session: a Ctrl-C is for us, and we end it. It does not outlive us, however we end.
     qemu = subprocess.Popen(
-        ["timeout", "-k", "5", str(int(seconds)),
+        ["setpriv", "--pdeathsig", "TERM", "timeout", "-k", "5", str(int(seconds)),
          *_command(vmlinux, initrd, disk, share, source, line, temporary=False, go=go), *more],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip

@@ -39,10 +39,13 @@ SESSIONS = (
         f"export SPLIFF_PROGRAMS=/vm/programs FRESH={FRESH} PYTEST_DISABLE_PLUGIN_AUTOLOAD=1; systemd-sysusers /src/packaging/systemd/spliff.sysusers; "
         "mkdir -m 700 /var/cache/spliff; cp /vm/programs/* /var/cache/spliff/",
         f"--config-file=/src/{INSIDE}/pytest.ini --rootdir=/src",
-        ("tests/vm/ways/test_fallbacks.py", "tests/vm/ways/test_daemon.py", "tests/kernel/test_packets.py",
-         "tests/kernel/test_flow_lookup.py", "tests/kernel/test_occupancy.py", "tests/kernel/test_records.py",
-         "tests/kernel/test_flow_life.py::test_both_ends_from_open_to_close",
-         "tests/kernel/test_flow_life.py::test_connections_older_than_the_programs_are_seeded",
+        ("tests/vm/ways/test_fallbacks.py",
+         "tests/vm/ways/test_daemon.py::test_every_first_request_is_named_and_has_its_packets[tc]",
+         "tests/kernel/test_packets.py", "tests/kernel/test_flow_lookup.py", "tests/kernel/test_occupancy.py",
+         "tests/kernel/test_records.py",
+         "tests/kernel/test_flow_life.py::test_both_ends_from_open_to_close[127.0.0.1--4]",
+         "tests/kernel/test_flow_life.py::test_connections_older_than_the_programs_are_seeded[True]",
+         "tests/kernel/test_packets_hooked.py::test_a_path_through_the_host_lists_its_interfaces_in_order",
          "tests/kernel/test_boundaries.py::test_reused_pointers_are_different_connections",
          "tests/kernel/test_boundaries.py::test_a_killed_process_ends_its_connections"),
     ),
@@ -59,6 +62,17 @@ SESSIONS = (
 
 DISKS = ("life", "ways")
 """Longest first."""
+
+ONCE = ("5_recovery", "6_upgrade")
+"""What systemd and dpkg do does not depend on the kernel, and takes minutes: on the first kernel of a run only, unless
+all is asked for."""
+
+
+def files(session: Session, *, first: bool, everything: bool, named: list[str] | None) -> list[str]:
+    """What a session runs on a kernel: ``named`` chooses by parts of names."""
+    if named:
+        return [file for file in session.files if any(name in file for name in named)]
+    return [file for file in session.files if first or everything or not any(name in file for name in ONCE)]
 
 
 def command(session: Session, kernel: str, files: list[str]) -> str:

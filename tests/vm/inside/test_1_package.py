@@ -76,7 +76,7 @@ def test_the_doctor_says_which_path_each_feature_takes():
     doctor_figures(report, *BY_KERNEL, "lockdown", "cgroup v2")
     # Filters first, links when there is time for them.
     way = "tcx" if "TCX links" in report else "clsact"
-    wait_for(lambda: f"on TC {way}" in run("spliffctl", "status"), 60, f"packets by {way}")
+    wait_for(lambda: f"on TC {way}" in run("spliffctl", "status"), 120, f"packets by {way}", every=1)
     told = run("spliffctl", "status").partition("FEATURE")[2].splitlines()[1:]
     rows = [re.split(r"  +", line.strip().replace(" ok ", "  ok  "), maxsplit=2) for line in told]
     in_use_figures({name: detail for name, _, detail in rows})

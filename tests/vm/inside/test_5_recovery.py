@@ -29,7 +29,7 @@ from tests.vm.inside.guest import (
 
 START_SECONDS = 240
 """Of a start under emulation, on a busy host; 8 s on a quiet one."""
-WATCHDOG_SECONDS = 15
+WATCHDOG_SECONDS = 10
 GROUP = Path("/sys/fs/cgroup/system.slice") / UNIT
 
 
