@@ -28,6 +28,7 @@ def configuration() -> str:
         "Interfaces": "interfaces",
         "Access": "access",
         "History": "history",
+        "Tls": "tls",
         "Metrics": "metrics",
     }
     lines = [NOTE, "# Configuration", ""]

@@ -93,6 +93,11 @@ written, 77 not permitted, 130 interrupted; of `watch -- COMMAND` that of the co
     show_envvar=True,
     help="The daemon's socket.",
 )
+@click.option("--tls", metavar="HOST:PORT", help="A daemon on another host ([tls] there), not a socket.")
+@click.option("--tls-ca", metavar="FILE", help="Authorities of the daemon's certificate, PEM.")
+@click.option("--tls-cert", metavar="FILE", help="Your certificate, PEM: the daemon knows you by its names.")
+@click.option("--tls-key", metavar="FILE", help="Its private key, PEM.")
+@click.option("--tls-name", metavar="NAME", default="", help="Name in the daemon's certificate, if not HOST.")
 @click.option(
     "--version",
     is_flag=True,
@@ -102,14 +107,28 @@ written, 77 not permitted, 130 interrupted; of `watch -- COMMAND` that of the co
     help="Print the version.",
 )
 @click.pass_context
-def cli(ctx: click.Context, socket: str) -> None:
+def cli(
+    ctx: click.Context,
+    socket: str,
+    tls: str | None,
+    tls_ca: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_name: str,
+) -> None:
     """Show what this Linux host says over TLS: decrypted, tied to process and packets.
 
     spliffd captures; spliffctl asks it and needs no privileges but the group of its socket.
     """
-    from spliffctl.client import socket_path
+    from spliffctl.client import Remote, socket_path
 
     ctx.obj = socket_path(socket)
+    if tls or tls_ca or tls_cert or tls_key or tls_name:
+        if not (tls and tls_ca and tls_cert and tls_key):
+            raise click.UsageError(
+                "a remote daemon takes --tls, --tls-ca, --tls-cert and --tls-key together."
+            )
+        ctx.obj = Remote(tls, tls_ca, tls_cert, tls_key, tls_name)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from spliffctl.errors import (
     ClientError,
@@ -49,6 +49,45 @@ _OPTIONS = [
 ]
 
 
+class Remote(str):  # noqa: SLOT000 - mypy wants the attributes declared
+    """``HOST:PORT`` of a daemon that is reached by TLS, in place of a socket's path."""
+
+    authority: str
+    certificate: str
+    key: str
+    name: str
+
+    def __new__(cls, address: str, authority: str, certificate: str, key: str, name: str) -> Self:
+        """``authority``, ``certificate`` and ``key`` are files; ``name`` the daemon's, if not HOST."""
+        made = super().__new__(cls, address)
+        made.authority, made.certificate, made.key, made.name = authority, certificate, key, name
+        return made
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """What the files hold; raises RefusedError."""
+        import grpc
+
+        pieces = []
+        for option, path in (
+            ("--tls-ca", self.authority),
+            ("--tls-key", self.key),
+            ("--tls-cert", self.certificate),
+        ):
+            try:
+                with open(path, "rb") as file:
+                    pieces.append(file.read())
+            except OSError as error:
+                raise RefusedError(f"{option} {quote(path)}: {error.strerror}") from None
+        return grpc.ssl_channel_credentials(*pieces)
+
+    def options(self) -> list[tuple[str, Any]]:
+        """Options of its channels."""
+        options = [option for option in _OPTIONS if option[0] != "grpc.default_authority"]
+        if self.name:
+            options += [("grpc.ssl_target_name_override", self.name)]
+        return options
+
+
 def socket_path(name: str) -> str:
     """The absolute path of ``PATH``, ``unix:PATH`` or ``unix:///PATH``."""
     for prefix in ("unix://", "unix:"):
@@ -60,6 +99,8 @@ def socket_path(name: str) -> str:
 
 def try_socket(path: str) -> None:
     """Connects and hangs up. Raises what keeps this user from talking to the daemon."""
+    if isinstance(path, Remote):
+        return  # a TCP connection says nothing that gRPC hides
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(CONNECT_TIMEOUT_S)
         try:
@@ -158,7 +199,9 @@ def way(path: str) -> tuple[str, Metadata]:
 
 
 def bearer(path: str) -> Metadata:
-    """The metadata that proves who runs this process."""
+    """The metadata that proves who runs this process; nothing where a certificate does."""
+    if isinstance(path, Remote):
+        return ()
     return (("authorization", f"Bearer {token(path)}"),)
 
 
@@ -189,6 +232,8 @@ def channel(path: str) -> grpc.Channel:
     _quiet_grpc()
     import grpc
 
+    if isinstance(path, Remote):
+        return grpc.secure_channel(path, path.credentials(), options=path.options())
     return grpc.insecure_channel(_target(path), options=_OPTIONS)
 
 
@@ -206,6 +251,8 @@ def user_socket(path: str) -> str:
 
 def token(path: str) -> str:
     """A short-lived token that proves to the daemon at ``path`` who runs this process."""
+    if isinstance(path, Remote):
+        raise RefusedError("to a remote daemon your certificate is the proof: it takes no tokens")
     place = auth_socket(path)
     try_socket(place)
     with channel(place) as opened, explained():
@@ -231,6 +278,8 @@ def streaming_channel(path: str) -> grpc.aio.Channel:
     _quiet_grpc()
     import grpc.aio
 
+    if isinstance(path, Remote):
+        return grpc.aio.secure_channel(path, path.credentials(), options=path.options())
     return grpc.aio.insecure_channel(_target(path), options=_OPTIONS)
 
 

@@ -161,6 +161,26 @@ class Access(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     shown as they are. "all": bodies are shown to nobody but those who may see secrets."""
 
 
+class Tls(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A TCP listener for clients on other hosts, who prove by certificates who they are. Off by default."""
+
+    listen: str = ""
+    """ADDR:PORT, for example 192.0.2.1:9470; empty: there is none. Never without client certificates."""
+    certificate: str = ""
+    """The daemon's certificate, with the intermediate ones, as PEM."""
+    key: str = ""
+    """Its private key, as PEM; read before the api gives up root, so it may be closed to everybody else."""
+    client_ca: str = ""
+    """The authorities that may have signed clients' certificates, as PEM: one of your own, not a public
+    one."""
+    watch: list[str] = []
+    """Who may watch everything, secrets masked: names in the certificate (common or alternative), as they
+    are."""
+    reveal: list[str] = []
+    """Who may also see secrets, when they ask, and switch the debug log; each time is a line in the
+    journal."""
+
+
 class History(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What is kept of exchanges for watchers that come later; secrets in it are masked.
 
@@ -203,6 +223,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     interfaces: Interfaces = Interfaces()
     access: Access = Access()
     history: History = History()
+    tls: Tls = Tls()
     metrics: Metrics = Metrics()
 
 
@@ -297,6 +318,7 @@ def check(config: Config, source: str) -> Config:
     if not 1 <= config.access.queue_mib <= 1024:
         raise UsageError(f"{source}: access.queue_mib is {config.access.queue_mib}", "use 1 to 1024")
     _check_history(config.history, source)
+    _check_tls(config.tls, source)
     if config.metrics.listen != "off":
         parse_address(config.metrics.listen, source)
     return config
@@ -319,14 +341,29 @@ def _check_history(history: History, source: str) -> None:
         )
 
 
-def parse_address(text: str, source: str) -> tuple[str, int]:
-    """Splits ADDR:PORT ([ADDR]:PORT for IPv6); raises UsageError."""
+def _check_tls(tls: Tls, source: str) -> None:
+    if tls == Tls():
+        return
+    parse_address(tls.listen, source, "tls.listen")
+    for name, path in (("certificate", tls.certificate), ("key", tls.key), ("client_ca", tls.client_ca)):
+        if not os.path.isabs(path):
+            raise UsageError(f'{source}: tls.{name} is "{path}"', "use the absolute path of a PEM file")
+    if not (tls.watch or tls.reveal):
+        raise UsageError(
+            f"{source}: tls.watch and tls.reveal are empty", "name who may watch, as their certificates do"
+        )
+
+
+def parse_address(text: str, source: str, key: str = "metrics.listen") -> tuple[str, int]:
+    """Splits ADDR:PORT ([ADDR]:PORT for IPv6); ``key`` names it in errors. Raises UsageError."""
     host, _, port = text.rpartition(":")
     host = host.strip("[]")
     if not host or not (port.isascii() and port.isdigit()) or int(port[:6]) > 65535:
         raise UsageError(
-            f'{source}: metrics.listen is "{text}"',
-            'use ADDR:PORT such as 127.0.0.1:9469, or "off"',
+            f'{source}: {key} is "{text}"',
+            'use ADDR:PORT such as 127.0.0.1:9469, or "off"'
+            if key == "metrics.listen"
+            else "use ADDR:PORT such as 192.0.2.1:9470",
         )
     return host, int(port)
 

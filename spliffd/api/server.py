@@ -23,7 +23,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from spliffd import ipc, metrics, privileges, seccomp
-from spliffd.api.access import Door, GroupDoor, OwnDoor
+from spliffd.api.access import CertificateDoor, Door, GroupDoor, OwnDoor
 from spliffd.api.auth_server import AuthServer
 from spliffd.api.history import History
 from spliffd.api.hub import Hub
@@ -31,7 +31,7 @@ from spliffd.api.metrics_server import MetricsServer
 from spliffd.api.service import NAME, Service
 from spliffd.api.supervisor_link import SupervisorLink
 from spliffd.api.tokens import Tokens
-from spliffd.config import Config, auth_socket, user_socket
+from spliffd.config import Config, Tls, auth_socket, user_socket
 from spliffd.counters import Area, Region
 from spliffd.errors import FailedError
 
@@ -65,6 +65,13 @@ OWN_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 """Of the socket for everybody: what a hostile client may open costs some 100 KiB each, and makes nobody else
 wait."""
+
+
+TCP_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_allowed_incoming_connections", 256),
+    ("grpc.max_concurrent_streams", 64),
+)
+"""Of the TCP listener: known clients, but their machines may be many."""
 
 
 class Identity(NamedTuple):
@@ -155,7 +162,36 @@ def _doors(inputs: Inputs, tokens: Tokens) -> list[tuple[grpc.aio.Server, Door]]
         server = grpc.aio.server(options=(*OPTIONS, *OWN_OPTIONS))
         _bind(server, user_socket(path), OPEN_UMASK, 0)
         doors.append((server, OwnDoor(tokens, auth, region)))
+    if inputs.config.tls.listen:
+        server = grpc.aio.server(options=(*OPTIONS, *TCP_OPTIONS))
+        _bind_tcp(server, inputs.config.tls)
+        doors.append((server, CertificateDoor(inputs.config.tls.watch, inputs.config.tls.reveal, region)))
     return doors
+
+
+def _bind_tcp(server: grpc.aio.Server, tls: Tls) -> None:
+    """Mutual TLS, or nothing: without a certificate of the authority nobody gets to speak HTTP/2."""
+    pieces = []
+    for name, path in (("key", tls.key), ("certificate", tls.certificate), ("client_ca", tls.client_ca)):
+        try:
+            with open(path, "rb") as file:
+                pieces.append(file.read())
+        except OSError as error:
+            raise FailedError(
+                f"tls.{name}: {path} cannot be read: {error.strerror}", "name a PEM file"
+            ) from None
+    key, certificate, authority = pieces
+    credentials = grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+    try:
+        bound = server.add_secure_port(tls.listen, credentials)
+    except RuntimeError as error:
+        log.error("%s", error)
+        bound = 0
+    if not bound:
+        raise FailedError(
+            f"tls.listen: cannot listen on {tls.listen} with that certificate and key",
+            "see that the address is this host's, the port free, and that the PEM files belong together",
+        )
 
 
 def _bind(server: grpc.aio.Server, path: str, umask: int, gid: int) -> None:

@@ -17,7 +17,7 @@ import grpc.aio
 import msgspec
 
 from spliffd import counters, ipc
-from spliffd.config import Access, Capture, Config, History
+from spliffd.config import Access, Capture, Config, History, Tls
 from spliffd.pb import spliff_pb2 as pb
 
 NOBODY = 65534
@@ -57,6 +57,7 @@ class Api:
         history: History | None = None,
         watchers: int = 64,
         unwatched: str = "metrics",
+        tls: Tls | None = None,
     ) -> None:
         self.path = folder / "spliffd.sock"
         self.area = counters.Area.create()
@@ -72,6 +73,7 @@ class Api:
             access=Access(queue_mib=queue_mib, reveal_group=reveal_group, users=users, watchers=watchers),
             # Without history nobody watches until a test does.
             history=history or History(memory_mib=0),
+            tls=tls or Tls(),
         )
         fds = [inner.fileno(), self.area.fd, self.kernel_fd]
         command = [sys.executable, "-m", "spliffd.api", "--socket", str(self.path)]
