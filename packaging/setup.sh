@@ -6,7 +6,7 @@ set -euo pipefail
 venv=$1
 packages=(python3-bpfcc python3-venv libbpf1 curl openssl nginx-light wrk tshark bpftool iproute2 systemd prometheus
     binutils util-linux libseccomp2 wireguard-go wireguard-tools iperf3 nghttp2-client gcc libc6-dev python3-dev
-    wget git nodejs redis-server gnutls-bin libnss3-tools libwolfssl35 libmbedtls14)
+    wget git nodejs redis-server apache2-bin gnutls-bin libnss3-tools libwolfssl35 libmbedtls14)
 command -v npm >/dev/null || packages+=(npm) # Node.js from elsewhere than Debian brings its own
 missing=()
 for package in "${packages[@]}"; do

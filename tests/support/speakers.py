@@ -268,3 +268,101 @@ lib.mbedtls_ssl_free(ssl)
 raw.close()
 """
 """client PORT PATH -, or server PORT CERTIFICATE KEY: one request by libmbedtls."""
+
+REQUESTS = r"""
+import requests, sys, warnings
+warnings.simplefilter("ignore")
+print(requests.get(f"https://127.0.0.1:{sys.argv[1]}{sys.argv[2]}", verify=False).status_code)
+"""
+
+AIOHTTP = r"""
+import aiohttp, asyncio, sys
+async def main():
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"https://127.0.0.1:{sys.argv[1]}{sys.argv[2]}", ssl=False) as answer:
+            print(answer.status, await answer.text())
+asyncio.run(main())
+"""
+
+BIO_ONLY = r"""
+import ctypes, sys
+lib, crypto = ctypes.CDLL("libssl.so.3"), ctypes.CDLL("libcrypto.so.3")
+P = ctypes.c_void_p
+for holder, name in ((lib, "TLS_client_method"), (lib, "SSL_CTX_new"), (lib, "BIO_new_ssl_connect")):
+    getattr(holder, name).restype = P
+bio = P(lib.BIO_new_ssl_connect(P(lib.SSL_CTX_new(P(lib.TLS_client_method())))))
+assert crypto.BIO_ctrl(bio, 100, 0, b"127.0.0.1") == 1             # BIO_set_conn_hostname
+assert crypto.BIO_ctrl(bio, 100, 1, sys.argv[1].encode()) == 1     # BIO_set_conn_port
+request = f"GET {sys.argv[2]} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+assert crypto.BIO_write(bio, request, len(request)) == len(request)
+buffer = ctypes.create_string_buffer(65536)
+while crypto.BIO_read(bio, buffer, len(buffer)) > 0:
+    pass
+crypto.BIO_free_all(bio)
+"""
+"""PORT PATH: OpenSSL through BIOs alone, which never call SSL_read or SSL_write."""
+
+HTTP_SERVER = r"""
+import http.server, ssl, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "6")
+        self.end_headers()
+        self.wfile.write(b"hello\n")
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[2], sys.argv[3])
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+"""PORT CERTIFICATE KEY, as all servers here."""
+
+AIOHTTP_SERVER = r"""
+import ssl, sys
+from aiohttp import web
+async def hello(request):
+    return web.Response(text="hello\n")
+application = web.Application()
+application.router.add_get("/hello", hello)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[2], sys.argv[3])
+web.run_app(application, host="127.0.0.1", port=int(sys.argv[1]), ssl_context=context, print=None)
+"""
+
+NODE_SERVER = r"""
+const fs = require("fs");
+const [port, cert, key] = process.argv.slice(1);
+require("https").createServer({ cert: fs.readFileSync(cert), key: fs.readFileSync(key) },
+  (request, answer) => answer.end("hello\n")).listen(port, "127.0.0.1");
+"""
+
+APACHE = """\
+ServerRoot {folder}
+ServerName localhost
+PidFile {folder}/pid
+ErrorLog {folder}/error.log
+DefaultRuntimeDir {folder}
+User www-data
+Group www-data
+DocumentRoot {folder}
+LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so
+LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
+LoadModule ssl_module /usr/lib/apache2/modules/mod_ssl.so
+SSLEngine on
+SSLSessionCache none
+SSLCertificateFile {certificate}
+SSLCertificateKeyFile {key}
+"""
+
+RUSTLS = r"""
+import socket, sys, rtls
+context = rtls.SSLContext(rtls.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, rtls.CERT_NONE
+tls = context.wrap_socket(socket.create_connection(("127.0.0.1", int(sys.argv[1]))), server_hostname="localhost")
+tls.sendall(f"GET {sys.argv[2]} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+while tls.recv(65536):
+    pass
+sys.stdin.read()
+"""
+"""PORT PATH: one request by rustls, then waits for the end of its input."""

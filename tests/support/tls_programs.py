@@ -70,3 +70,37 @@ elif mode == "echo":
 print(digest.hexdigest(), flush=True)
 tls.unwrap() if mode == "echo" else tls.close()
 """
+
+POSTGRES = r"""
+import socket, ssl, struct, sys
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1], sys.argv[2])
+raw, _ = listener.accept()
+assert raw.recv(8) == struct.pack("!II", 8, 80877103)   # SSLRequest
+raw.sendall(b"S")
+tls = context.wrap_socket(raw, server_side=True)
+file = tls.makefile("rb")
+def message(kind, body):
+    return kind + struct.pack("!I", 4 + len(body)) + body
+file.read(struct.unpack("!I", file.read(4))[0] - 4)     # StartupMessage
+settings = {b"client_encoding": b"UTF8", b"server_version": b"15.0", b"standard_conforming_strings": b"on"}
+tls.sendall(message(b"R", bytes(4))
+            + b"".join(message(b"S", name + b"\0" + value + b"\0") for name, value in settings.items())
+            + message(b"Z", b"I"))
+while kind := file.read(1):
+    file.read(struct.unpack("!I", file.read(4))[0] - 4)
+    if kind == b"Q":
+        tls.sendall(message(b"C", b"SELECT 0\0") + message(b"Z", b"I"))
+"""
+"""CERTIFICATE KEY: as much of a PostgreSQL server as libpq needs for a query."""
+
+LIBPQ = r"""
+import psycopg2, sys
+connection = psycopg2.connect(host="127.0.0.1", port=int(sys.argv[1]), user="spliff", dbname="spliff",
+                              sslmode="require", gssencmode="disable")
+connection.autocommit = True
+connection.cursor().execute("SELECT 'spliff'")
+connection.close()
+"""

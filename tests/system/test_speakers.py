@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,141 +17,9 @@ from spliffd.pb import spliff_pb2
 from tests.support.daemon import Daemon, Watch
 from tests.support.lab import PYTHON, Lab, stop, wait_for
 from tests.support.servers import Nginx
-from tests.support.speakers import (
-    ASYNCIO,
-    CFFI,
-    HTTP_CLIENT,
-    MBEDTLS,
-    NODE_FETCH,
-    NODE_HTTPS,
-    OPENSSL_11,
-    PYCURL,
-    WOLFSSL,
-    attached,
-    copy_library,
-    copy_wheels,
-    nss_database,
-    python_path,
-    serve,
-)
-
-GNUTLS = ("libgnutls.so.30",)
-NSS = ("libnspr4.so", "libssl3.so")
-WOLF = ("libwolfssl.so.35",)
-MBED = ("libmbedtls.so.14",)
-
-
-class Speaker(NamedTuple):
-    """A program, what it is linked to, and how to make it speak."""
-
-    name: str
-    library: str
-    copies: tuple[str, ...]
-    comm: str
-    command: Callable[[Lab, str, int], list[str | Path]]
-    """Of a client, by path and port; of a server, by "" and 0, with ``{port}`` where the port goes."""
-    say: bytes = b""
-    """What a client is told on its standard input, ``{path}`` filled in."""
-    methods: tuple[str, ...] = ("SOCKET_NESTED",)
-    states: tuple[str, ...] = ("complete",)
-
-
-def git(lab: Lab, path: str, port: int) -> list[str | Path]:
-    return ["git", "-c", "http.sslVerify=false", "ls-remote", f"https://127.0.0.1:{port}{path}"]
-
-
-def apt(lab: Lab, path: str, port: int) -> list[str | Path]:
-    options = ["-oAcquire::https::Verify-Peer=false", "-oAPT::Sandbox::User=root", "-oAcquire::Retries=0"]
-    url = f"https://127.0.0.1:{port}{path}"
-    return ["/usr/lib/apt/apt-helper", *options, "download-file", url, lab.folder / "fetched"]
-
-
-def tstclnt(lab: Lab, path: str, port: int) -> list[str | Path]:
-    return ["tstclnt", "-h", "127.0.0.1", "-p", str(port), "-o", "-d", f"sql:{nss_database(lab)}"]
-
-
-def gnutls_serv(lab: Lab, _path: str, _port: int) -> list[str | Path]:
-    files = ["--x509certfile", lab.certificate, "--x509keyfile", lab.key]
-    return ["gnutls-serv", "--http", "-q", "-p", "{port}", *files]
-
-
-def selfserv(lab: Lab, _path: str, _port: int) -> list[str | Path]:
-    return ["selfserv", "-d", f"sql:{nss_database(lab)}", "-n", "lab", "-p", "{port}"]
-
-
-WHEELS = ("pycurl.libs", "pycurl", "curl_cffi", "curl_cffi-*.dist-info", "curl_cffi.libs", "psycopg2_binary.libs", "cffi", "_cffi_backend*",
-          "certifi")  # fmt: skip
-BESIDE = ("SOCKET_THREAD", "SOCKET_NESTED", "PROCESS_TIMING")
-"""node sends from a call-back inside the TLS call, too; and a process's only request may be sent and answered
-in one piece with parts of the handshake."""
-UNTIL_CLOSE = ("aborted", "complete")
-"""Its answers end with the connection: the sender's end does not tell that this was meant."""
-NOT_READ = ("response_missing",)
-"""It answers by PR_Writev, whose buffers are not read."""
-
-GET = b"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-
-CLIENTS = (
-    Speaker(
-        "wget", "gnutls", GNUTLS, "wget",
-        lambda lab, path, port: ["wget", "-q", "-O", "/dev/null", "--no-check-certificate",
-                                 f"https://127.0.0.1:{port}{path}"],
-    ),
-    Speaker(
-        "gnutls-cli", "gnutls", GNUTLS, "gnutls-cli",
-        lambda lab, path, port: ["gnutls-cli", "--insecure", "--logfile=/dev/null", "-p", str(port), "127.0.0.1"],
-        say=GET,
-    ),
-    Speaker("curl", "openssl", (), "curl", lambda lab, path, port: ["curl", "-sk", f"https://127.0.0.1:{port}{path}"]),
-    Speaker("pycurl", "openssl", (), "python3", lambda lab, path, port: [PYTHON, "-c", PYCURL, str(port), path]),
-    Speaker(
-        "OpenSSL 1.1", "openssl", (), "python3",
-        lambda lab, path, port: [PYTHON, "-c", OPENSSL_11, str(port), path,
-                                 next((lab.folder / "python").glob("psycopg2_binary.libs/libssl*"))],
-    ),
-    Speaker("curl_cffi", "boringssl", (), "python3", lambda lab, path, port: [PYTHON, "-c", CFFI, str(port), path]),
-    Speaker(
-        "http.client", "openssl", (), "python3",
-        lambda lab, path, port: [PYTHON, "-c", HTTP_CLIENT, str(port), path],
-    ),
-    Speaker(
-        "asyncio", "openssl", (), "python3",
-        lambda lab, path, port: [PYTHON, "-c", ASYNCIO, str(port), path], methods=("SOCKET_THREAD",),
-    ),
-    Speaker(
-        "node https", "openssl", (), "node",
-        lambda lab, path, port: [lab.folder / "node", "-e", NODE_HTTPS, str(port), path], methods=BESIDE,
-    ),
-    Speaker(
-        "node fetch", "openssl", (), "node",
-        lambda lab, path, port: [lab.folder / "node", "-e", NODE_FETCH, str(port), path], methods=BESIDE,
-    ),
-    Speaker("git", "gnutls", GNUTLS, "git-remote-http", git),
-    Speaker("apt", "gnutls", GNUTLS, "https", apt),
-    Speaker("tstclnt", "nss", NSS, "tstclnt", tstclnt, say=GET),
-    Speaker(
-        "wolfSSL client", "wolfssl", WOLF, "python3",
-        lambda lab, path, port: [PYTHON, "-c", WOLFSSL, "client", str(port), path, "-"],
-    ),
-    Speaker(
-        "Mbed TLS client", "mbedtls", MBED, "python3",
-        lambda lab, path, port: [PYTHON, "-c", MBEDTLS, "client", str(port), path, "-"],
-    ),
-)  # fmt: skip
-
-SERVERS = (
-    Speaker("gnutls-serv", "gnutls", GNUTLS, "gnutls-serv", gnutls_serv, states=UNTIL_CLOSE),
-    Speaker("selfserv", "nss", NSS, "selfserv", selfserv, states=NOT_READ),
-    Speaker(
-        "wolfSSL server", "wolfssl", WOLF, "python3",
-        lambda lab, _path, _port: [PYTHON, "-c", WOLFSSL, "server", "{port}", lab.certificate, lab.key],
-    ),
-    Speaker(
-        "Mbed TLS server", "mbedtls", MBED, "python3",
-        lambda lab, _path, _port: [PYTHON, "-c", MBEDTLS, "server", "{port}", lab.certificate, lab.key],
-    ),
-)  # fmt: skip
-
+from tests.support.speaker_table import CLIENTS, NOT_READ, SERVERS, WHEELS, Speaker
+from tests.support.speakers import RUSTLS, attached, copy_library, copy_wheels, python_path, serve
+from tests.support.tls_programs import LIBPQ, POSTGRES
 
 HOLDER = """
 import ctypes, sys
@@ -224,6 +92,8 @@ def check(mine: spliff_pb2.Exchange, theirs: spliff_pb2.Exchange, speaker: Speak
         theirs.connection.remote,
         theirs.connection.local,
     )
+    assert (theirs.tls.library, theirs.correlation.method) == ("openssl", "SOCKET_NESTED")
+    assert theirs.connection.role == {"client": "server", "server": "client"}[role]
     assert mine.request.path == theirs.request.path
     if speaker.states != NOT_READ:
         assert mine.response.status == theirs.response.status
@@ -257,6 +127,7 @@ def test_client(stage: Stage, speaker: Speaker):
     if speaker.comm not in ("git-remote-http", "https"):  # children of git and apt-helper
         assert mine.process.pid == process.pid
     theirs = exchange_of(watch, path, "nginx")
+    assert theirs.process.pid == stage.server.pid
     check(mine, theirs, speaker, "client")
     assert mine.response.status == 200, said
     assert watch.losses == []
@@ -264,15 +135,20 @@ def test_client(stage: Stage, speaker: Speaker):
 
 @pytest.mark.parametrize("speaker", SERVERS, ids=lambda speaker: speaker.name)
 def test_server(stage: Stage, speaker: Speaker):
-    process, port = serve(stage.lab, *speaker.command(stage.lab, "", 0))
+    command = speaker.command(stage.lab, "", 0)
+    process, port = serve(stage.lab, *command, env=python_path(stage.lab))
     watch = stage.daemon.watch()
     path = "/hello?" + speaker.name.replace(" ", "-")
-    said = stage.lab.run("curl", "-skv", "--max-time", "5", f"https://127.0.0.1:{port}{path}")
+    urls = [f"https://127.0.0.1:{port}{path}"]
+    if speaker.again:
+        urls.insert(0, f"https://127.0.0.1:{port}/hello?first")
+    said = stage.lab.run("curl", "-skv", "--max-time", "5", *urls)
     with contextlib.suppress(TimeoutError):
-        watch.wait_for(2, 10)
+        watch.wait_for(2 * len(urls), 10)
     watch.settle(0.3)
     watch.stop()
 
+    assert len(watch.exchanges) == 2 * len(urls)
     theirs = exchange_of(watch, path, "curl")
     mine = exchange_of(watch, path, speaker.comm)
     assert mine.process.pid == process.pid, said
@@ -315,6 +191,66 @@ def test_descriptors_that_are_not_tls_never_reach_the_ring(stage: Stage):
     assert records
     # The end of the process is the only thing that may be told of it.
     assert sum(after[name] - before[name] for name in records) <= 1
+
+
+def test_rustls_is_told_by_the_ledger(stage: Stage):
+    """It has no symbols to probe: its peer is seen, itself is listed with the reason."""
+    watch = stage.daemon.watch()
+    process = stage.lab.start(
+        PYTHON, "-c", RUSTLS, str(stage.server.port), "/hello?rustls",
+        stdin=subprocess.PIPE, env=python_path(stage.lab),
+    )  # fmt: skip
+    watch.wait_for(1)
+    watch.settle(0.3)
+    watch.stop()
+    (theirs,) = watch.exchanges
+    assert (theirs.process.comm, theirs.request.path) == ("nginx", "/hello?rustls")
+
+    said: list[spliff_pb2.ProcessCoverage] = []
+
+    def judged() -> bool:
+        request = spliff_pb2.ListProcessesRequest(pids=[process.pid])
+        said[:] = stage.daemon.stub().ListProcesses(request).processes
+        return bool(said) and (said[0].covered, said[0].reason) == ("not", "static")
+
+    wait_for(judged, 30, f"the ledger's word on rustls; it said {said}")
+    assert "holds rustls, but no symbols" in said[0].detail
+
+
+def test_libpq(stage: Stage):
+    """libpq with the OpenSSL 1.1 of its wheel asks for TLS in the middle of a connection, and speaks no HTTP."""
+    server = stage.lab.start(
+        PYTHON, "-c", POSTGRES, stage.lab.certificate, stage.lab.key, stdout=subprocess.PIPE
+    )
+    assert server.stdout is not None
+    port = int(server.stdout.readline())
+    watch = stage.daemon.watch(messages=True, bodies=True)
+    client = stage.lab.start(PYTHON, "-c", LIBPQ, str(port), env=python_path(stage.lab))
+    assert client.wait(60) == 0
+
+    def chunks(pid: int) -> list[spliff_pb2.Chunk]:
+        every = [item.chunk for item in list(watch.items) if item.WhichOneof("kind") == "chunk"]
+        return [chunk for chunk in every if chunk.process.pid == pid]
+
+    def asked(pid: int, direction: str) -> bytes:
+        return b"".join(chunk.data for chunk in chunks(pid) if chunk.direction == direction)
+
+    for pid, direction in ((client.pid, "sent"), (server.pid, "received")):
+        wait_for(lambda pid=pid, way=direction: b"SELECT 'spliff'" in asked(pid, way), 30, "the query")
+        assert b"user\0spliff\0" in asked(pid, direction)  # the first message
+        assert {chunk.protocol for chunk in chunks(pid)} == {"postgresql"}
+        assert {chunk.correlation.method for chunk in chunks(pid)} == {"SOCKET_NESTED"}
+    watch.stop()
+    mine, theirs = chunks(client.pid)[0], chunks(server.pid)[0]
+    assert (mine.connection.local, mine.connection.remote) == (
+        theirs.connection.remote,
+        theirs.connection.local,
+    )
+    assert (mine.connection.remote.port, mine.connection.role, mine.tls.library) == (
+        port,
+        "client",
+        "openssl",
+    )
 
 
 def test_what_cannot_be_probed_is_listed_with_the_reason(stage: Stage):
