@@ -17,6 +17,7 @@ from spliffd.correlation.facts import ConnectionFacts
 from spliffd.protocols import detect, http2_detect
 from spliffd.protocols.http1 import REQUEST, RESPONSE, Http1
 from spliffd.protocols.http2 import Http2
+from spliffd.protocols.http2_frames import SETTINGS
 from spliffd.protocols.messages import HttpExchange
 from spliffd.protocols.recognise import Recogniser
 from spliffd.protocols.websocket import Room, WebSocket, WebSocketMessage
@@ -48,6 +49,7 @@ class Connection:
         "facts",
         "first_ns",
         "fresh_until_ns",
+        "from_start",
         "gap_bytes",
         "gaps",
         "given_up",
@@ -81,6 +83,8 @@ class Connection:
         self.facts = facts
         self.expect: list[int] = [-1, -1] if joined else [0, 0]
         self.joined = joined
+        self.from_start = True
+        """False where no handshake was seen: it may be older than the probes, or it is hidden."""
         self.state = UNDECIDED
         self.http1: Http1 | None = None
         self.http2: Http2 | None = None
@@ -310,9 +314,13 @@ class Connection:
             return -1  # upgraded from HTTP/1
         if verdict == detect.HTTP2_PREFACE:
             return direction
-        if not self.joined and offset:
+        if offset and self.from_start and not self.joined:
             return -1
         found = http2_detect.detect_frames(first)
+        if found != http2_detect.OTHER and (found == http2_detect.FROM_CLIENT or first[3] != SETTINGS):
+            # A client begins with the preface, a server with SETTINGS (RFC 9113 section 3.4): the TLS object
+            # was there before our probes.
+            self.joined = True
         if found == http2_detect.FROM_CLIENT and self.joined:
             return direction
         if found == http2_detect.FROM_SERVER:

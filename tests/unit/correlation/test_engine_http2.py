@@ -128,6 +128,27 @@ def test_a_connection_older_than_the_worker_is_read_from_its_next_request(stage,
     assert stage.told.facts[0].role == ("server" if role == SERVER else "client")
 
 
+@pytest.mark.parametrize("role", [1, SERVER], ids=["client", "server"])
+@pytest.mark.parametrize("middle", [False, True], ids=["at a frame", "in a body"])
+def test_a_connection_older_than_the_probes_is_read_from_its_next_request(stage, role, middle):
+    """Its TLS object is new to us, its stream offsets begin at 0: only what it says tells its age."""
+    before = Pair(Tls(role=role))
+    before.get(1, "/before")
+    before.requests()
+    before.answer(1, b"x")
+    before.responses()
+    tls = before.tls = Tls(role=role, flags=0)
+    if middle:
+        stage.handle(tls.received(b"the rest of a body"))
+    before.get(3, "/new")
+    stage.handle(before.requests())
+    before.answer(3, b"yes")
+    stage.handle(before.responses())
+    (exchange,) = stage.told.exchanges
+    assert (exchange.request.path, exchange.response.body_size) == ("/new", 3)
+    assert exchange.state == "joined_mid_stream"  # x-id and others are of before
+
+
 def test_a_loss_costs_the_stream_it_touches(stage):
     pair = Pair(Tls())
     pair.get(1, "/a"), pair.get(3, "/b")
