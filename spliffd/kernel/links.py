@@ -160,9 +160,11 @@ def attach_sockets(programs: Programs) -> tuple[Attached, str]:
     return _first_way(programs, programs.socket_ways)
 
 
-def attach_mappings(programs: Programs) -> tuple[Attached, str]:
+def attach_mappings(
+    programs: Programs, choice: tuple[ways.Way, ...] = ways.MAPPING_WAYS
+) -> tuple[Attached, str]:
     """New mappings of files, in the same manner."""
-    return _first_way(programs, ways.MAPPING_WAYS)
+    return _first_way(programs, choice)
 
 
 def _first_way(programs: Programs, choice: tuple[ways.Way, ...]) -> tuple[Attached, str]:
