@@ -105,6 +105,23 @@ class Open(msgspec.Struct):
     nameless: int = 0
 
 
+class Owners:
+    """Whose flows are: each process is asked for once in a pass."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._since_boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+        self._starts: dict[int, int] = {}
+
+    def of(self, flow: Flow) -> Key:
+        """The process that had the flow's pid when the flow began; start time 0 when that is not known."""
+        when = flow.first_ns + self._since_boot
+        start = self._starts.get(flow.tgid)
+        if start is None or start > when:
+            start = self._starts[flow.tgid] = self._processes.holder(flow.tgid, when)
+        return flow.tgid, start
+
+
 class Ledger:
     """``state_of`` says what became of a file, ``recall`` what an ended process mapped.
 
@@ -130,14 +147,18 @@ class Ledger:
         self._admits = admits
         self._counters = counters
         self._books: OrderedDict[Key, Book] = OrderedDict()
+        self._swept: list[tuple[int, Flow]] | None = None
+        """Flows that the sweeper has just read and left in place."""
 
     # ---- what is told -----------------------------------------------------------------------
 
     def closed(self, flows: Sequence[tuple[int, Flow]], over: Collection[int]) -> None:
         """The sweeper removes the flows ``over``: they are added up."""
+        self._swept = [entry for entry in flows if entry[0] not in over]
+        owners = Owners(self._processes)
         for cookie, flow in flows:
-            if cookie in over and (key := self._owner(flow)) is not None:
-                book = self._book(key)
+            if cookie in over and self._is_tls(flow):
+                book = self._book(owners.of(flow))
                 if flow.plaintext:
                     book.captured += 1
                     book.ktls_captured += flow.ktls
@@ -155,9 +176,10 @@ class Ledger:
     # ---- what is asked ----------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Counts anew into the gauges."""
+        """Counts anew into the gauges; right after the sweeper, whose flows are used."""
         tally: Counter[str] = Counter()
-        for entry in self.entries():
+        flows, self._swept = self._swept, None
+        for entry in self._entries((), flows):
             verdict = entry.verdict
             tally[f"{verdict.covered}_{verdict.reason}" if verdict.reason else verdict.covered] += 1
         self._counters.set("processes_covered", tally["covered"])
@@ -166,9 +188,14 @@ class Ledger:
                 self._counters.set(f"processes_{covered}_{reason}", tally[f"{covered}_{reason}"])
 
     def entries(self, pids: Collection[int] = ()) -> list[Entry]:
-        """All processes that speak TLS; of ``pids`` also those that do not."""
+        """All processes that speak TLS, with their files; of ``pids`` also those that do not."""
+        return self._entries(pids, None, all_files=True)
+
+    def _entries(
+        self, pids: Collection[int], flows: Sequence[tuple[int, Flow]] | None, *, all_files: bool = False
+    ) -> list[Entry]:
         now = time.monotonic_ns()
-        live = self._open(now)
+        live = self._open(now, flows)
         for key in live:
             self._book(key)
         for pid in pids:
@@ -179,7 +206,7 @@ class Ledger:
             self._look(book, now)
             if pids and book.pid not in pids:
                 continue
-            entry = self._entry(book, live.get(key, Open()))
+            entry = self._entry(book, live.get(key, Open()), all_files=all_files)
             over = book.ended_ns and (
                 entry.verdict.covered in ("", "covered") or now - book.ended_ns > KEEP_ENDED_NS
             )
@@ -202,7 +229,7 @@ class Ledger:
             book.ended_ns = now
             book.mapped = self._recall(book.pid, book.start_ns) or book.mapped
 
-    def _entry(self, book: Book, live: Open) -> Entry:
+    def _entry(self, book: Book, live: Open, *, all_files: bool) -> Entry:
         missed = [*book.missed, *live.missed]
         missed_count = book.missed_count + len(live.missed)
         captured = max(book.captured + live.captured, live.named)
@@ -220,7 +247,8 @@ class Ledger:
             book.ktls_captured + live.ktls_captured,
             [one.told() for one in unseen],
         )
-        if not book.ended_ns and (seen := discovery.look(book.pid)) is not None:
+        wanted = (all_files or missed or unseen) and not book.ended_ns
+        if wanted and (seen := discovery.look(book.pid)) is not None:
             book.mapped = mapped(seen)
             if missed:
                 self._look_again(seen, book.start_ns)
@@ -230,13 +258,14 @@ class Ledger:
         flows = captured + missed_count
         return Entry(book, evidence, judge(evidence), flows, (missed or unseen)[-MISSED_SHOWN:])
 
-    def _open(self, now: int) -> dict[Key, Open]:
+    def _open(self, now: int, flows: Sequence[tuple[int, Flow]] | None) -> dict[Key, Open]:
         found: dict[Key, Open] = {}
+        owners = Owners(self._processes)
         try:
-            for _, flow in read_flows(self._maps.fd["flows"]):
-                if (key := self._owner(flow)) is None:
+            for _, flow in read_flows(self._maps.fd["flows"]) if flows is None else flows:
+                if not self._is_tls(flow):
                     continue
-                mine = found.setdefault(key, Open())
+                mine = found.setdefault(owners.of(flow), Open())
                 if flow.plaintext:
                     mine.captured += 1
                     mine.ktls_captured += flow.ktls
@@ -262,12 +291,9 @@ class Ledger:
             if not after:
                 return
 
-    def _owner(self, flow: Flow) -> Key | None:
-        """Whose TLS connection it is; None for what is none, or nobody's."""
-        if not flow.tgid or not (flow.plaintext or flow.flags & CLIENT_HELLO or self._hidden(flow)):
-            return None
-        since_boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
-        return flow.tgid, self._processes.holder(flow.tgid, flow.first_ns + since_boot)
+    def _is_tls(self, flow: Flow) -> bool:
+        """Whether it is somebody's TLS connection, as far as anything tells."""
+        return bool(flow.tgid) and (flow.plaintext or bool(flow.flags & CLIENT_HELLO) or self._hidden(flow))
 
     def _hidden(self, flow: Flow) -> bool:
         """Whether it may be TLS where no hook sees it."""
