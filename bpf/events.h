@@ -20,6 +20,9 @@ enum op {
   OP_CLEAR,
   OP_IMPORT, /* the result is a TLS object (SSL_ImportFD, PR_Accept of one that listens) */
   OP_UNCORK, /* sends what other calls have written: calls inside are not looked at */
+  OP_ALPN, /* asks which application protocol was agreed on: facts.bpf.c */
+  OP_VERIFIED, /* asks what became of the peer's certificate */
+  OP_ERROR, /* the library notes an error */
 };
 enum flavour {
   FLAVOUR_NONE = 0,
@@ -43,7 +46,18 @@ enum record_kind {
   RECORD_CLOSE,     /* SSL_free or SSL_clear: the offsets are final */
   RECORD_EXIT,      /* the process is gone; only tgid and start_ns of `conn` are set */
   RECORD_EOF,       /* a read returned 0: close_notify, the peer's proper end */
+  RECORD_FACT,      /* the library has said something of the session: `direction` is enum fact */
 };
+
+/* What is said: bytes as payload, numbers as `size`. */
+enum fact {
+  FACT_ALPN,     /* the protocol agreed on; none: no payload */
+  FACT_VERIFIED, /* X509_V_* of the peer's certificate, of a handshake that has not succeeded */
+  FACT_FAILED,   /* a handshake has failed: library << 32 | reason of OpenSSL, or GnuTLS's error, positive */
+};
+#define FACT_ROOM 255 /* RFC 7301, 3.1: the longest name of a protocol */
+#define LIBRARY_GNUTLS 4 /* in the order of spliffd/counters.py LIBRARIES */
+#define ERR_LIB_SSL 20 /* openssl/err.h */
 
 enum direction { SENT = 0, RECEIVED = 1 };
 
@@ -60,6 +74,8 @@ enum conn_flag {
   CONN_HANDSHAKE_SEEN = 1, /* a handshake call was entered: the connection was seen from its start */
   CONN_HANDSHAKE_DONE = 2, /* and it has succeeded */
   CONN_SOCKET_ENDED = 4,   /* the socket ended inside a TLS call: no close_notify can come any more */
+  CONN_HANDSHAKE_FAILED = 8, /* and FACT_FAILED says why */
+  CONN_ALPN_TOLD = 16,
 };
 
 /* A TLS connection: the part that travels in every record, so that a record explains itself. */

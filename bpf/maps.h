@@ -28,6 +28,7 @@
  * | blank     | 0 -> struct flow, all zero       | 1      | nobody                                   |
  * | demand    | 0 -> struct demand               | 1      | nobody                                   |
  * | wanted    | struct wanted_key -> u8          | 4,096  | supervisor, when its watchers have left  |
+ * | asked     | pid_tgid -> struct asked         | 4,096  | end of the call; LRU beyond              |
  * | hellos    | socket cookie -> struct hello     | 2,048  | LRU                                      |
  * | blank_hello | 0 -> struct hello, all zero    | 1      | nobody                                   |
  * | unwanted  | slot -> struct unwanted          | 4,096  | the worker whose connection it is; overwritten |
@@ -54,6 +55,7 @@
 #define MAP_ADJACENT MAP(1017)
 #define MAP_CANDIDATES MAP(1018)
 #define MAP_EXEC MAP(1019) /* where a process_record is put together: too large for the stack */
+#define MAP_ASKED MAP(1020)
 #define MAP_HELLOS MAP(1021)
 #define MAP_BLANK_HELLO MAP(1022)
 #define MAP_KNOWN_FILES MAP(1024)
@@ -294,6 +296,15 @@ struct flow {
 };
 _Static_assert(sizeof(struct hop) == 48, "flows.py counts on it");
 _Static_assert(sizeof(struct flow) == 288, "flows.py counts on it");
+
+/* A question to a TLS library that a thread is asking; see facts.bpf.c. */
+struct asked {
+  u64 ssl;
+  u64 data; /* where the answer will be */
+  u64 length;
+  u64 op;
+};
+_Static_assert(sizeof(struct asked) == 32, "maps.py counts on it");
 
 /* How a TLS connection began, as its packets show it; see hellos.bpf.c. */
 #define HELLO_ROOM 3072 /* bytes of each side: a ClientHello with a post-quantum key and a ticket has 2 KiB */

@@ -247,6 +247,7 @@ static __always_inline void emit_data(struct conn_state *state, struct call *cal
 }
 
 static __always_inline bool walk_fd(struct conn_state *state);
+static __always_inline void handshake_failed(struct calls *calls, u64 id, struct call *call, s32 result);
 static __always_inline void adjacent_call(struct conn_state *state, u64 id, u32 op, u64 size);
 
 /* A call is over that moved `size` bytes: if still nothing names its socket, what is next to it may. */
@@ -303,6 +304,7 @@ static __always_inline bool entered(struct pt_regs *ctx) {
   call->library = (cookie >> 16) & 0xff;
   calls->depth = depth + 1;
   if (op >= OP_HANDSHAKE && op <= OP_ACCEPT) {
+    call->buffer = 0; /* where tls_error leaves why it fails */
     struct conn_state *state = conn_of(calls, id, call->ssl, call->library);
     if (state && !(state->conn.flags & CONN_HANDSHAKE_SEEN)) {
       state->conn.flags |= CONN_HANDSHAKE_SEEN;
@@ -358,8 +360,10 @@ static __always_inline int left(struct pt_regs *ctx) {
   u32 flavour = (cookie >> 8) & 0xff;
   if (op >= OP_HANDSHAKE) {
     call_over(calls, id, call, 0);
-    if (result != (flavour == FLAVOUR_ZERO ? 0 : 1))
-      return 0; /* wants more, or failed: the close record tells how it ended */
+    if (result != (flavour == FLAVOUR_ZERO ? 0 : 1)) {
+      handshake_failed(calls, id, call, result);
+      return 0;
+    }
     struct conn_state *state = conn_of(calls, id, call->ssl, call->library);
     if (state && !(state->conn.flags & CONN_HANDSHAKE_DONE)) {
       state->conn.flags |= CONN_HANDSHAKE_DONE;

@@ -31,7 +31,7 @@ def test_one_input(script: bytes) -> None:
     hello = Hello(asked, answered, 0, 0, bool(script[0] & 1))
     facts = ConnectionFacts()
     learn(facts, hello)
-    assert why_failed(hello)
+    assert why_failed("", hello)
     assert not facts.ja4 or FORM.fullmatch(facts.ja4), facts.ja4
     flight = read_flight(asked)
     assert sum(len(body) for _, body, _ in flight.messages) <= len(asked)

@@ -21,6 +21,7 @@ from spliffd.correlation.handshakes import Handshakes
 from spliffd.correlation.identity import fill_socket, first_facts
 from spliffd.correlation.progress import LookAround
 from spliffd.correlation.retry import NEVER
+from spliffd.correlation.tls_facts import CLOSED
 from spliffd.correlation.upgraded import Messages
 from spliffd.counters import LIBRARIES, PROTOCOLS, Region, exchange_slot
 from spliffd.kernel import records
@@ -36,6 +37,7 @@ _KEY_AT, _KEY_END = records.KEY_AT, records.KEY_AT + records.KEY_BYTES
 _METHOD_AT = records.CONN_AT + 85
 _PAYLOAD = records.HEADER_BYTES
 _WORD = (1 << 64) - 1
+_HANDSHAKE = records.CONN_HANDSHAKE_SEEN | records.CONN_HANDSHAKE_DONE | records.CONN_HANDSHAKE_FAILED
 
 
 Piece = tuple[Connection, int, int, bytes, int, int, int]
@@ -102,7 +104,7 @@ class Engine:
         self._claims = Claims(kernel.flows_of)
         self._join = Join(counters, kernel, self._claim)
         self.handshakes = Handshakes(counters, kernel.hello, self._join.look, receiver.handshake)
-        self._join.learn = self.handshakes.learn
+        self._join.learn = self.handshakes.spoken
         self.waiting = self._join.queue
         """The exchanges that wait for their flow; for looking only."""
         self.nameless: dict[tuple[int, int], int] = {}
@@ -261,7 +263,7 @@ class Engine:
                     self.handshakes.failed(ending, ending.facts.shaking_ns, now, "the process ended")
                 self._close(ending, now)
             return
-        if kind not in (records.HANDSHAKE, records.SOCKET, records.CLOSE, records.EOF):
+        if kind not in (records.HANDSHAKE, records.SOCKET, records.CLOSE, records.EOF, records.FACT):
             counters.add("tls_records_unknown")
             return
         key = ring[at + _KEY_AT : at + _KEY_END]
@@ -275,6 +277,9 @@ class Engine:
         if kind == records.HANDSHAKE:
             counters.add("tls_records_handshake")
             self.handshakes.succeeded(connection, start, now)
+        elif kind == records.FACT:
+            counters.add("tls_records_fact")
+            self.handshakes.said(connection, ring, at, now)
         elif kind == records.SOCKET:
             counters.add("tls_records_socket")
             self.handshakes.settle(connection, now)
@@ -298,8 +303,9 @@ class Engine:
                 self._finish(connection, connection.missing(direction, expected, final, now))
         if connection.gaps:
             self._count_gaps(connection)
-        if conn.flags & records.CONN_HANDSHAKE_SEEN and not conn.flags & records.CONN_HANDSHAKE_DONE:
-            self.handshakes.failed(connection, conn.handshake_start, now, "")
+        if conn.flags & _HANDSHAKE == records.CONN_HANDSHAKE_SEEN:
+            closed = conn.flags & records.CONN_SOCKET_ENDED
+            self.handshakes.failed(connection, conn.handshake_start, now, CLOSED if closed else "")
         self._close(connection, now)
 
     def _open(self, ring: mmap.mmap, key: bytes, at: int) -> Connection:

@@ -29,6 +29,7 @@ class ConnectionFacts:
         "exe",
         "family",
         "handshake_ns",
+        "handshake_told",
         "hello_of",
         "interface",
         "ja4",
@@ -90,5 +91,6 @@ class ConnectionFacts:
         """No more will be known of ALPN: it was answered in the clear, or nobody asked."""
         self.hello_of = 0
         """The socket whose first packets these facts were taken from; 0: none yet."""
+        self.handshake_told = False
         self.shaking_ns = 0
         """When a handshake began (ktime) whose end was not seen yet; 0: none."""

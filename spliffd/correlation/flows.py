@@ -66,11 +66,11 @@ class Kernel(NamedTuple):
 Claim = Callable[[Connection], int]
 """Finds a socket for a connection that none was named for: NOTHING, PERHAPS or GIVEN of ``claims``."""
 
-Learn = Callable[[Connection], None]
-"""Takes what the packets of a connection's beginning said into its facts."""
+Learn = Callable[[Connection, int], None]
+"""Takes what the packets of a connection's beginning said into its facts (ktime)."""
 
 
-def learn_nothing(_connection: Connection) -> None:
+def learn_nothing(_connection: Connection, _now: int) -> None:
     """Nobody reads how connections begin."""
 
 
@@ -227,7 +227,7 @@ class Join:
         facts.bytes_sent, facts.bytes_received = first.bytes_sent, first.bytes_received
         facts.traffic = None
         if facts.hello_of != facts.socket_cookie:
-            self.learn(connection)
+            self.learn(connection, self._now)
         return True
 
     def _count_immediate(self, number: int) -> None:

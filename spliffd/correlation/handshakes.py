@@ -10,6 +10,7 @@ Does no I/O itself and reads no clock.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -18,7 +19,9 @@ from spliffd.correlation.connection import Connection
 from spliffd.correlation.flows import Finished
 from spliffd.correlation.retry import NEVER
 from spliffd.counters import Region
+from spliffd.kernel import records
 from spliffd.kernel.hellos import Hello
+from spliffd.protocols import tls_errors, tls_hello
 
 WAIT_NS: Final = 50_000_000
 """As long as an exchange waits for its flow: a program asks for the ALPN answer before it speaks."""
@@ -68,18 +71,41 @@ class Handshakes:
 
     def succeeded(self, connection: Connection, start: int, now: int) -> None:
         """A handshake is over; times are ktime ns."""
-        self._counters.add("handshakes_ok")
         connection.facts.handshake_ns = now - start
         self._ended(Ended(connection, start, now, True, ""), now)
 
     def failed(self, connection: Connection, start: int, now: int, reason: str) -> None:
         """It will never succeed; ``reason`` is what is known without its packets."""
-        self._counters.add("handshakes_failed")
         self._ended(Ended(connection, start, now, False, reason), now)
+
+    def said(self, connection: Connection, ring: bytes | mmap.mmap, at: int, now: int) -> None:
+        """The library has said something of the session: the record at ``at``."""
+        _, fact, _, captured, _, _, number, _ = records.HEAD.unpack_from(ring, at)
+        facts = connection.facts
+        if fact == records.FACT_ALPN:
+            start = at + records.HEADER_BYTES
+            facts.alpn = tls_hello.text(ring[start : start + captured])
+            facts.alpn_settled = True
+            facts.prefix = None
+            self.settle(connection, now)
+        elif fact == records.FACT_FAILED:
+            gnutls = facts.library == "gnutls"
+            why = tls_errors.of_gnutls(number) if gnutls else tls_errors.of_openssl(number)
+            start = records.unpack_conn(ring, at + records.CONN_AT).handshake_start
+            self.failed(connection, start, now, why)
+        elif fact == records.FACT_VERIFIED:
+            self._verified(connection, tls_errors.of_certificate(number))
+
+    def _verified(self, connection: Connection, why: str) -> None:
+        """The program asks what is wrong with the certificate that has made its handshake fail."""
+        ended = self.waiting.get(connection.key)
+        if why and ended is not None and ended.reason == "certificate verify failed":
+            self.waiting[connection.key] = ended._replace(reason=f"{ended.reason}: {why}")
 
     def _ended(self, ended: Ended, now: int) -> None:
         connection, facts = ended.connection, ended.connection.facts
         facts.shaking_ns = 0
+        facts.handshake_told = True
         facts.hello_of = 0  # what was read in the middle of it was not all
         facts.prefix = None
         self.waiting[connection.key] = ended
@@ -105,9 +131,10 @@ class Handshakes:
             return
         self._look(connection, now)
         self.learn(connection)
+        self._counters.add("handshakes_ok" if ended.success else "handshakes_failed")
         reason = ""
         if not ended.success:
-            reason = ended.reason or tls_facts.why_failed(self._hello(connection))
+            reason = tls_facts.why_failed(ended.reason, self._hello(connection))
         self._tell(connection, ended.start, ended.end, reason)
 
     def ahead_of(self, finished: list[Finished]) -> None:
@@ -123,6 +150,17 @@ class Handshakes:
             if ended.end + WAIT_NS > now:
                 return
             self.release(ended.connection, now)
+
+    def spoken(self, connection: Connection, now: int) -> None:
+        """Plaintext has moved on a connection whose beginning the packets show.
+
+        If nothing has told of a handshake, it was inside of the first read or write (NSS, s_client): that it
+        is over is all that is known, and ``start`` is 0.
+        """
+        self.learn(connection)
+        facts = connection.facts
+        if facts.tls_version and not facts.handshake_told and not connection.joined:
+            self._ended(Ended(connection, 0, now, True, ""), now)
 
     def learn(self, connection: Connection) -> None:
         """Reads what the packets of the connection's beginning said, once for each socket that it gets."""

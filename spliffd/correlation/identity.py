@@ -10,6 +10,8 @@ from spliffd.correlation.facts import ConnectionFacts
 from spliffd.counters import LIBRARIES, METHODS
 from spliffd.kernel import records
 
+_HANDSHAKE = records.CONN_HANDSHAKE_SEEN | records.CONN_HANDSHAKE_DONE | records.CONN_HANDSHAKE_FAILED
+
 
 def first_facts(conn: records.Conn) -> ConnectionFacts:
     """Facts of a connection that is met for the first time, all but its socket."""
@@ -17,7 +19,7 @@ def first_facts(conn: records.Conn) -> ConnectionFacts:
     facts.pid, facts.tid, facts.process_start_ns = conn.tgid, conn.tid, conn.start_ns
     facts.comm, facts.ppid, facts.uid = conn.comm, conn.ppid, conn.uid
     facts.library = LIBRARIES[conn.library - 1] if 1 <= conn.library <= len(LIBRARIES) else ""
-    if conn.flags & records.CONN_HANDSHAKE_SEEN and not conn.flags & records.CONN_HANDSHAKE_DONE:
+    if conn.flags & _HANDSHAKE == records.CONN_HANDSHAKE_SEEN:
         facts.shaking_ns = conn.handshake_start
     return facts
 

@@ -18,6 +18,8 @@ from spliffd.protocols.tls_ciphers import cipher_name
 from spliffd.protocols.tls_hello import ClientHello, ServerHello
 
 UNKNOWN_REASON: Final = "ended before the handshake was complete"
+NO_ANSWER: Final = "no answer to the ClientHello"
+CLOSED: Final = "the peer closed the connection"
 
 
 def learn(facts: ConnectionFacts, hello: Hello) -> bool:
@@ -66,10 +68,19 @@ def resumed(client: ClientHello, server: ServerHello) -> bool | None:
     return None
 
 
-def why_failed(hello: Hello | None) -> str:
-    """Why a handshake did not succeed, as far as its packets tell."""
+def why_failed(said: str, hello: Hello | None) -> str:
+    """Why a handshake did not succeed: what the library has ``said``, and what its packets tell."""
+    told = _why(hello)
+    if not said or (said == CLOSED and told not in ("", NO_ANSWER)):
+        return told or UNKNOWN_REASON
+    if said.startswith("the peer sent") and told.startswith("the peer sent"):
+        return told
+    return f"{said} ({told})" if told.startswith("sent alert") else said
+
+
+def _why(hello: Hello | None) -> str:
     if hello is None:
-        return UNKNOWN_REASON
+        return ""
     client = tls_hello.read_flight(hello.client)
     server = tls_hello.read_flight(hello.server)
     client_alert, server_alert = hello.client_alert or client.alert, hello.server_alert or server.alert
@@ -79,8 +90,8 @@ def why_failed(hello: Hello | None) -> str:
             name = tls_hello.ALERTS.get(number, f"number {number}")
             return f"the peer sent alert {name}" if theirs else f"sent alert {name}"
     if not hello.server:
-        return "no answer to the ClientHello"
+        return NO_ANSWER
     if not server.messages:
         spoken = "plain HTTP" if hello.server.startswith(b"HTTP/") else "something that is not TLS"
         return f"the server answered in {spoken}"
-    return UNKNOWN_REASON
+    return ""

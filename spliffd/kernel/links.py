@@ -74,10 +74,17 @@ def close_all(every: list[Attached]) -> None:
 _GO_RETURN = {"read": "go_read", "write": "go_wrote"}
 _PROGRAMS = (
     *("go_read", "go_wrote", "go_shook_hands", "go_end", "go_enter"),
-    *("tls_set_fd", "tls_end", "tls_enter"),
+    *("tls_set_fd", "tls_end", "tls_enter", "tls_error", "fact_enter"),
 )
 """In the order of attaching: ends before beginnings."""
-_ENTER = {"set_fd": "tls_set_fd", "free": "tls_end", "clear": "tls_end"}
+_ENTER = {
+    "set_fd": "tls_set_fd",
+    "free": "tls_end",
+    "clear": "tls_end",
+    "error": "tls_error",
+    "alpn": "fact_enter",
+    "verified": "fact_enter",
+}
 
 
 def _enter_program(library: str, probe: Probe) -> str:
@@ -96,9 +103,10 @@ def attach_library(programs: Programs, path: str, library: str, probes: list[Pro
     """
     attached = Attached([])
     groups: list[tuple[str, bool, list[Probe]]] = []
-    calls = [p for p in probes if p.returns]
+    calls = [p for p in probes if p.returns and _enter_program(library, p) != "fact_enter"]
+    groups.append(("fact_exit", True, [p for p in probes if _enter_program(library, p) == "fact_enter"]))
     if programs.sessions and calls:
-        probes = [p for p in probes if not p.returns]
+        probes = [p for p in probes if p not in calls]
     else:
         groups.append(("tls_exit", True, calls))
     groups += [

@@ -42,6 +42,7 @@ NUMBERS = {
     1024: "known_files",
     1030: "demand",
     1031: "wanted",
+    1020: "asked",
     1021: "hellos",
     1022: "blank_hello",
     1032: "unwanted",
@@ -71,6 +72,8 @@ KNOWN_FILES = 16384
 """Files mapped by processes in scope: a host has some thousand; one that is forgotten is looked at again."""
 FILE_KEY = 16
 
+ASKED, ASKED_VALUE = 4096, 32
+"""Threads that are asking a TLS library something right now."""
 HELLOS = 2048
 """TLS connections whose beginning is kept: a worker reads it when the handshake or the first exchange ends,
 so it is those in between that count. 12.5 MiB of kernel memory."""
@@ -131,6 +134,7 @@ class Maps:
             "candidates": make(bpf.MAP_LRU_HASH, CONN_KEY, CANDIDATE_VALUE, ADJACENT, name="candidates"),
             "cookies": make(bpf.MAP_LRU_HASH, FLOW_KEY, FLOW_VALUE, COOKIES, name="cookies"),
             "flows": make(bpf.MAP_LRU_HASH, 8, FLOW_SIZE, FLOWS, name="flows"),
+            "asked": make(bpf.MAP_LRU_HASH, 8, ASKED_VALUE, ASKED, name="asked"),
             "hellos": make(bpf.MAP_LRU_HASH, 8, HELLO_SIZE, HELLOS, name="hellos"),
             "blank_hello": make(bpf.MAP_ARRAY, 4, HELLO_SIZE, 1, name="blank_hello"),
             "interfaces": make(

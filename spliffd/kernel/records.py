@@ -26,13 +26,16 @@ OPS = {
     "clear": 8,
     "import": 9,
     "uncork": 10,
+    "alpn": 11,
+    "verified": 12,
+    "error": 13,
 }
 # enum flavour
 FLAVOURS = {"none": 0, "count": 1, "pointer": 2, "register": 3, "stack": 4, "zero": 5, "vector": 6}
 COOKIE_ZERO_IS_EOF, COOKIE_KNOWN_ONLY = 1 << 24, 1 << 25
 
 # enum record_kind
-DATA, HANDSHAKE, SOCKET, CLOSE, EXIT, EOF = range(1, 7)
+DATA, HANDSHAKE, SOCKET, CLOSE, EXIT, EOF, FACT = range(1, 8)
 # enum direction
 SENT, RECEIVED = 0, 1
 # enum record_flag
@@ -41,7 +44,9 @@ FLAG_SPARED = 4
 """Shifted by the direction: something is missing before this, and is in no offset; nobody wanted it."""
 FLAGS_SPARED = FLAG_SPARED | FLAG_SPARED << 1
 # enum conn_flag
-CONN_HANDSHAKE_SEEN, CONN_HANDSHAKE_DONE, CONN_SOCKET_ENDED = 1, 2, 4
+CONN_HANDSHAKE_SEEN, CONN_HANDSHAKE_DONE, CONN_SOCKET_ENDED, CONN_HANDSHAKE_FAILED = 1, 2, 4, 8
+# enum fact
+FACT_ALPN, FACT_VERIFIED, FACT_FAILED = range(3)
 ROLES = ("", "client", "server")
 
 HEADER_BYTES = 192

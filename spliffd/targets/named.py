@@ -63,6 +63,7 @@ _FAMILIES = (
             # What it sends was seen when it was written into the cork's buffer.
             _Call("gnutls_record_uncork", "uncork"),
             _Call("gnutls_deinit", "free"),
+            _Call("gnutls_alpn_get_selected_protocol", "alpn", "zero"),
         ),
         re.compile(rb"GnuTLS (\d{1,2}\.\d{1,3}\.\d{1,3}) "),
     ),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 
-from spliffd.targets import internal
+from spliffd.targets import errors, internal
 from spliffd.targets.elf import Function, Image
 from spliffd.targets.entries import cheapest
 from spliffd.targets.sites import Flavour, Inspection, Op, Site
@@ -32,6 +32,8 @@ _CALLS: tuple[tuple[str, Op, Flavour, bool], ...] = (
     ("SSL_set_fd", "set_fd", "none", False),
     ("SSL_free", "free", "none", False),
     ("SSL_clear", "clear", "none", False),
+    ("SSL_get0_alpn_selected", "alpn", "none", True),
+    ("SSL_get_verify_result", "verified", "none", True),
 )
 _TRANSFERS: tuple[tuple[str, Op, Flavour], ...] = (
     ("SSL_read", "read", "count"),
@@ -91,6 +93,7 @@ def inspect(image: Image, relocate: bool) -> Inspection:
         wrapper = library == "libressl" and flavour == "pointer"
         if op not in shared and name in functions and not wrapper:
             sites.append(_entry(image, name, functions[name], op, flavour, True, relocate, starts))
+    sites += errors.sites(image, relocate)
     if len({site.offset for site in sites}) != len(sites):
         # A linker that folds identical functions: a probe could not tell which call it sees.
         return Inspection("refused", library, build_id=image.build_id, reason="two of its functions are one")

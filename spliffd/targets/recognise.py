@@ -6,7 +6,7 @@ be probed goes first. Nothing else is decided here.
 
 from __future__ import annotations
 
-from spliffd.targets import golang, hidden, named, openssl
+from spliffd.targets import errors, golang, hidden, named, openssl
 from spliffd.targets.elf import Image
 from spliffd.targets.sites import Inspection
 
@@ -18,9 +18,9 @@ def inspect(image: Image, relocate: bool) -> Inspection:
     go = golang.inspect(image)
     if go is not None:
         return go
-    skipped = Inspection("skipped", build_id=image.build_id, reason="no TLS library that is known")
     for kind in _KINDS:
         found = kind(image, relocate)
         if found.state != "skipped":
             return found
-    return hidden.inspect(image) or skipped
+    # What notes errors only is no TLS library, but says why the handshakes of one fail.
+    return hidden.inspect(image) or errors.inspect(image, relocate)

@@ -11,7 +11,21 @@ from typing import Literal
 
 import msgspec
 
-Op = Literal["read", "write", "handshake", "connect", "accept", "set_fd", "free", "clear", "import", "uncork"]
+Op = Literal[
+    "read",
+    "write",
+    "handshake",
+    "connect",
+    "accept",
+    "set_fd",
+    "free",
+    "clear",
+    "import",
+    "uncork",
+    "alpn",
+    "verified",
+    "error",
+]
 Flavour = Literal["count", "pointer", "zero", "vector", "none", "register", "stack"]
 Placement = Literal["entry", "internal", "return"]
 State = Literal["attach", "skipped", "refused"]

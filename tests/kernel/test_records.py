@@ -8,6 +8,7 @@ import sys
 from spliffd import counters
 from spliffd.kernel import flows, hellos, maps, records
 from spliffd.kernel.compile import source_folder
+from spliffd.protocols import tls_errors
 
 OFFSETS = {
     ("record", "kind"): 0,
@@ -85,6 +86,7 @@ SIZES = {
     "wanted_key": maps.WANTED_KEY,
     "flow": flows.FLOW_SIZE,
     "hello": hellos.HELLO_SIZE,
+    "asked": maps.ASKED_VALUE,
 }
 ENUMS = {
     "RECORD_DATA": records.DATA,
@@ -93,6 +95,13 @@ ENUMS = {
     "RECORD_CLOSE": records.CLOSE,
     "RECORD_EXIT": records.EXIT,
     "RECORD_EOF": records.EOF,
+    "RECORD_FACT": records.FACT,
+    "FACT_ALPN": records.FACT_ALPN,
+    "FACT_VERIFIED": records.FACT_VERIFIED,
+    "FACT_FAILED": records.FACT_FAILED,
+    "CONN_HANDSHAKE_FAILED": records.CONN_HANDSHAKE_FAILED,
+    "LIBRARY_GNUTLS": counters.LIBRARIES.index("gnutls") + 1,
+    "ERR_LIB_SSL": tls_errors.ERR_LIB_SSL,
     "SENT": records.SENT,
     "RECEIVED": records.RECEIVED,
     "FLAG_FAULT": records.FLAG_FAULT,

@@ -56,15 +56,16 @@ class Capture:
 
 
 class Server:
-    """``openssl s_server`` that answers any request with a page about the session."""
+    """``openssl s_server``, which shakes hands by SSL_accept and prints what it reads."""
 
-    def __init__(self, lab: Lab, *options: str | Path, www: bool = True) -> None:
+    def __init__(self, lab: Lab, namespace: Namespace, *options: str | Path) -> None:
         self.port = free_port()
         self.log = lab.folder / f"s_server-{self.port}.log"
         with self.log.open("wb") as log:
             self.process = lab.start(
-                "openssl", "s_server", "-accept", f"127.0.0.1:{self.port}", "-cert", lab.certificate,
-                "-key", lab.key, *(["-www"] if www else []), *options, stdout=log, stderr=log,
+                *namespace.enter("openssl", "s_server", "-accept", f"127.0.0.1:{self.port}",
+                                 "-cert", lab.certificate, "-key", lab.key, *options),
+                stdin=subprocess.PIPE, stdout=log, stderr=log,
             )  # fmt: skip
         wait_for(lambda: b"ACCEPT" in self.log.read_bytes(), 30, "s_server")
 

@@ -106,6 +106,9 @@ def test_a_connection_whose_handshake_was_not_seen_has_the_facts_of_its_packets(
     stage.handle(tls.sent(get()), tls.received(ok(b"x")))
     (facts,) = stage.told.facts
     assert (facts.sni, facts.alpn, facts.handshake_ns) == ("example.org", "h2", 0)
+    assert [(start, reason) for start, _, reason in stage.told.handshakes] == [(0, "")]
+    stage.handle(tls.sent(get()), tls.received(ok(b"x")))
+    assert len(stage.told.handshakes) == 1
 
 
 def test_tls_inside_of_tls_is_not_what_the_packets_show(stage):
@@ -194,7 +197,7 @@ def test_there_is_a_bound(stage):
     ],
 )
 def test_why_handshakes_fail(said: Hello | None, why: str):
-    assert why_failed(said) == why
+    assert why_failed("", said) == why
 
 
 def offered(session: bytes = b"", ticket: bool = False) -> ClientHello:
@@ -238,3 +241,84 @@ def test_servers_have_the_same_facts(stage):
     stage.hellos[5] = TLS12._replace(sent=False)
     stage.handle(Tls(role=SERVER).handshake())
     assert stage.told.shaken[0].sni == "example.org"
+
+
+def said(tls: Tls, fact: int, payload: bytes = b"", number: int | None = None) -> bytes:
+    """The library has said something."""
+    before = list(tls.offsets)
+    record_ = tls.record(records.FACT, fact, payload, size=number)
+    tls.offsets = before
+    return record_
+
+
+def test_the_alpn_answer_comes_from_the_library(stage):
+    stage.hellos[5] = ALPN13
+    tls = Tls()
+    stage.handle(tls.handshake())
+    assert stage.told.handshakes == []
+    stage.handle(said(tls, records.FACT_ALPN, b"h2"))
+    assert [facts.alpn for facts in stage.told.shaken] == ["h2"]
+    stage.handle(tls.sent(get()), tls.received(ok(b"x")))
+    assert stage.told.facts[0].alpn == "h2"
+    assert stage.count("tls_records_fact") == 1
+
+
+def test_no_protocol_is_an_answer_too(stage):
+    stage.hellos[5] = ALPN13
+    tls = Tls()
+    stage.handle(tls.handshake(), said(tls, records.FACT_ALPN))
+    assert [facts.alpn for facts in stage.told.shaken] == [""]
+
+
+@pytest.mark.parametrize(
+    ("library", "number", "alert", "why"),
+    [
+        (1, 20 << 32 | 193, 0, "no cipher suite in common"),
+        (1, 20 << 32 | 193, 0x228, "no cipher suite in common (sent alert handshake_failure)"),
+        (1, 20 << 32 | 1048, 0, "the peer sent alert unknown_ca"),
+        (1, 20 << 32 | 9999, 0, "OpenSSL reason 9999"),
+        (1, 6 << 32 | 7, 0, "OpenSSL error 7 of library 6"),
+        (4, 43, 0, "error in the certificate"),
+        (4, 999, 0, "GnuTLS error -999"),
+    ],
+)
+def test_reasons_of_libraries(stage, library: int, number: int, alert: int, why: str):
+    stage.hellos[5] = ALPN13._replace(client_alert=alert)
+    tls = Tls(flags=9, library=library)
+    stage.handle(said(tls, records.FACT_FAILED, number=number))
+    assert stage.told.handshakes == []  # what its program finds out may add to it
+    stage.handle(tls.close())
+    ((start, end, reason),) = stage.told.handshakes
+    assert reason == why
+    assert (start, end - start > 0) == (tls.conn["handshake"], True)
+    assert stage.count("handshakes_failed") == 1
+
+
+def test_what_is_wrong_with_a_certificate(stage):
+    tls = Tls(flags=9)
+    stage.handle(
+        said(tls, records.FACT_FAILED, number=20 << 32 | 134), said(tls, records.FACT_VERIFIED, number=10)
+    )
+    stage.engine.retry(1 << 62)
+    assert [reason for _, _, reason in stage.told.handshakes] == ["certificate verify failed: expired"]
+
+
+def test_a_failure_that_was_none(stage):
+    """The library noted an error and went on: only the end is told, and counted."""
+    stage.hellos[5] = PLAIN13
+    tls = Tls()
+    stage.handle(said(tls, records.FACT_FAILED, number=20 << 32 | 193), tls.handshake())
+    assert [reason for _, _, reason in stage.told.handshakes] == [""]
+    assert (stage.count("handshakes_ok"), stage.count("handshakes_failed")) == (1, 0)
+
+
+def test_a_peer_that_closes(stage):
+    stage.hellos[5] = PLAIN13._replace(server=b"")
+    stage.handle(Tls(flags=5).close())
+    assert [reason for _, _, reason in stage.told.handshakes] == ["the peer closed the connection"]
+
+
+def test_the_alert_of_a_peer_that_closes_says_more(stage):
+    stage.hellos[5] = PLAIN13._replace(server=record(21, b"\x02\x28"))
+    stage.handle(Tls(flags=5).close())
+    assert [reason for _, _, reason in stage.told.handshakes] == ["the peer sent alert handshake_failure"]

@@ -19,7 +19,7 @@ from spliffd.targets.discovery import known_library_files
 Piece = bytes | str | tuple[bytes, str]
 Functions = dict[str, list[Piece]]
 
-EXPORTED = ("SSL_", "gnutls_", "PR_", "wolfSSL_", "mbedtls_")
+EXPORTED = ("ERR_", "SSL_", "gnutls_", "PR_", "wolfSSL_", "mbedtls_")
 """How names of functions begin that get a symbol."""
 
 TEXT = 0x200
