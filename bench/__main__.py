@@ -25,6 +25,7 @@ PARTS = {
     "packets": "ns that a packet costs at each hook, ours and others'",
     "mappings": "ns that a mapping of a file costs its process, and when a late library is probed",
     "stages": "CPU of one exchange in the worker, stage by stage",
+    "protocols": "CPU of an exchange or message by protocol, MiB/s through decoding, the worst records",
     "worker": "exchanges/s that one worker sustains from a real ring without loss",
     "watchers": "the api's CPU for 0, 1, 4 and 16 watchers with different filters at 5,000 exchanges/s",
     "latency": "from SSL_write's return to the watcher, at 10, 100 and 1,000 exchanges/s",
