@@ -13,15 +13,19 @@ import logging
 import socket
 import struct
 import time
+from collections import Counter
 from typing import cast
 
-from spliffd.api.tokens import Tokens, peer_of
+from spliffd.api.tokens import Peer, Tokens, peer_of
 from spliffd.pb import spliff_pb2 as pb
 
 log = logging.getLogger("spliffd.api")
 
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 256
 """At a time; a client needs its connection for a millisecond."""
+
+MAX_OF_USER = 16
+"""Of one user, who can so take nobody else's place."""
 
 MAX_BYTES = 64 << 10
 """What one connection may send: preface, SETTINGS and a few calls are below 1 KiB."""
@@ -54,6 +58,8 @@ class AuthServer:
         self._tokens = tokens
         self._server: asyncio.Server | None = None
         self.connections = 0
+        self.users: Counter[int] = Counter()
+        """Open connections by user id."""
 
     async def start(self) -> None:
         """Begins to accept."""
@@ -77,12 +83,21 @@ class _Connection(asyncio.Protocol):
         self._data = bytearray()
         self._seen = 0
         self._begun = False
+        self._peer: Peer | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._server.connections += 1
+        server = self._server
+        server.connections += 1
         self._transport = cast(asyncio.Transport, transport)
-        if self._server.connections > MAX_CONNECTIONS:
-            log.warning("%d clients fetch tokens at once: one more is refused", MAX_CONNECTIONS)
+        try:
+            self._peer = peer_of(transport.get_extra_info("socket"))
+        except OSError as error:
+            log.error("the kernel does not say who asks for a token: %s", error.strerror)
+            self._transport.abort()
+            return
+        server.users[self._peer.uid] += 1
+        if server.connections > MAX_CONNECTIONS or server.users[self._peer.uid] > MAX_OF_USER:
+            log.warning("too many clients fetch tokens at once: one of uid %d is refused", self._peer.uid)
             self._transport.abort()
             return
         self._timer = asyncio.get_running_loop().call_later(SECONDS, self._transport.abort)
@@ -91,6 +106,9 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
         self._server.connections -= 1
+        if self._peer is not None:
+            self._server.users[self._peer.uid] -= 1
+            self._server.users += Counter()  # forgets who has none
         if self._timer is not None:
             self._timer.cancel()
 
@@ -132,13 +150,8 @@ class _Connection(asyncio.Protocol):
         return True
 
     def _answer(self, transport: asyncio.Transport, stream: int) -> None:
-        try:
-            peer = peer_of(transport.get_extra_info("socket"))
-        except OSError as error:
-            log.error("the kernel does not say who asks for a token: %s", error.strerror)
-            transport.abort()
-            return
-        token, expiry = self._tokens.issue(peer, time.time_ns())
+        assert self._peer is not None
+        token, expiry = self._tokens.issue(self._peer, time.time_ns())
         message = pb.GetTokenResponse(token=token, expiry_time_ns=expiry).SerializeToString()
         transport.write(
             frame(_HEADERS, _END_HEADERS, stream, _RESPONSE)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spliffd.api import auth_server
-from spliffd.api.auth_server import MAX_BYTES, MAX_CONNECTIONS, AuthServer, frame
+from spliffd.api.auth_server import MAX_BYTES, MAX_OF_USER, AuthServer, frame
 from spliffd.api.tokens import Tokens
 from spliffd.pb import spliff_pb2 as pb
 from spliffd.pb import spliff_pb2_grpc
@@ -79,7 +79,7 @@ async def test_too_much_and_too_many(folder: Path, monkeypatch: pytest.MonkeyPat
         writer.close()
 
         waiting = [
-            await asyncio.open_unix_connection(str(folder / "auth.sock")) for _ in range(MAX_CONNECTIONS + 5)
+            await asyncio.open_unix_connection(str(folder / "auth.sock")) for _ in range(MAX_OF_USER + 5)
         ]
         refused = 0
         for one, _ in waiting:
@@ -93,6 +93,7 @@ async def test_too_much_and_too_many(folder: Path, monkeypatch: pytest.MonkeyPat
                 break
             await asyncio.sleep(0.05)
         assert server.connections == 0  # their time is over
+        assert not server.users
         for _, one in waiting:
             one.close()
 

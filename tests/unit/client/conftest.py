@@ -40,6 +40,7 @@ class FakeDaemon(services.SpliffServicer):
         self.process_requests: list[pb.ListProcessesRequest] = []
         self.batches: list[list[pb.Item]] = []
         self.watch = self.default_watch
+        self.get_exchange = lambda request, context: pb.GetExchangeResponse()
         self.server = grpc.server(ThreadPoolExecutor(max_workers=8))
         services.add_SpliffServicer_to_server(self, self.server)
 
@@ -66,6 +67,9 @@ class FakeDaemon(services.SpliffServicer):
     def Watch(self, request, context):
         self.requests.append(request)
         yield from self.watch(context)
+
+    def GetExchange(self, request, context):
+        return self.get_exchange(request, context)
 
     def GetInfo(self, request, context):
         return self.info
