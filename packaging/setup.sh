@@ -6,7 +6,7 @@ set -euo pipefail
 venv=$1
 packages=(python3-bpfcc python3-venv libbpf1 curl openssl nginx-light wrk tshark bpftool iproute2 systemd prometheus
     binutils util-linux libseccomp2 wireguard-go wireguard-tools iperf3 nghttp2-client gcc libc6-dev python3-dev
-    wget git nodejs redis-server apache2-bin gnutls-bin libnss3-tools libwolfssl35 libmbedtls14)
+    wget git nodejs redis-server apache2-bin tmux gnutls-bin libnss3-tools libwolfssl35 libmbedtls14)
 command -v npm >/dev/null || packages+=(npm) # Node.js from elsewhere than Debian brings its own
 missing=()
 for package in "${packages[@]}"; do
@@ -31,7 +31,7 @@ if ((${#missing[@]})); then
 fi
 [[ -x $venv/bin/python ]] || /usr/bin/python3 -m venv --system-site-packages "$venv"
 echo "installing Python packages into $venv"
-"$venv/bin/pip" install --quiet --disable-pip-version-check -e '.[daemon,dev]' 2> >(grep -v '^WARNING: Location' >&2)
+"$venv/bin/pip" install --quiet --disable-pip-version-check -e '.[daemon,tui,dev]' 2> >(grep -v '^WARNING: Location' >&2)
 # What tests start with node; in the same folder, so that removing it removes everything.
 npm install --prefix "$venv/node" --silent --no-audit --no-fund '@grpc/grpc-js@1.14' '@grpc/proto-loader@0.8'
 if ((EUID == 0)) && ! getent passwd spliff >/dev/null; then

@@ -21,6 +21,7 @@ PROGRAM = "spliffctl"
 
 COMMANDS = {
     "watch": "Show what this host says over TLS, as it happens.",
+    "top": "Show it full-screen: live list, details, statistics.",
     "list": "List what the daemon remembers, one line for each exchange.",
     "show": "Show one exchange of history: headers, bodies, timing, connection, correlation.",
     "flows": "List the TCP flows that are open, and the interfaces that see their packets.",

@@ -33,7 +33,7 @@ echo "deb: virtual environment"
 "$bin/pip" list --local --exclude-editable --format=freeze >"$work/constraints.txt"
 # --ignore-installed: what the building machine happens to have under /usr is not there on another one.
 "$bin/pip" --python "$venv/bin/python3" install --quiet --no-compile --ignore-installed \
-    --no-warn-script-location --constraint "$work/constraints.txt" "${wheel[0]}[daemon]" 2> >(grep -v '^WARNING' >&2)
+    --no-warn-script-location --constraint "$work/constraints.txt" "${wheel[0]}[daemon,tui]" 2> >(grep -v '^WARNING' >&2)
 
 site=("$venv"/lib/python3.*/site-packages)
 "$bin/python" packaging/hot.py

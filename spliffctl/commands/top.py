@@ -1,0 +1,66 @@
+"""``spliffctl top``: the full-screen view.
+
+Takes the options of a filter, checks what can be checked while there is an ordinary terminal to say it on,
+and runs the application. textual is imported here and only when the view starts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from spliffctl import filters
+from spliffctl.errors import ClientError
+
+
+def _filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option, field, kind, description in reversed(filters.OPTIONS):
+        function = click.option(option, field, type=kind, multiple=True, help=description)(function)
+    return function
+
+
+@click.command(
+    "top",
+    epilog="""\b
+Keys:
+  up, down, page up, page down, home   move; the list stands still meanwhile
+  f, end       follow the newest again     p, space   pause, and go on
+  enter        everything about the exchange
+  /            filter: options as of watch, or an expression; empty: everything
+  c            copy as curl to the terminal's clipboard (OSC 52; works over ssh)
+  w            write the same to exchange-ID.sh in the current folder
+  s            statistics, with the correlation rate
+  escape, q    back, quit
+
+\b
+The latest 10,000 exchanges are kept, with 16 KiB of each body.
+
+\b
+Examples:
+  spliffctl top
+  spliffctl top --unit nginx.service --status 5xx
+  spliffctl top --filter 'duration_ns > 250ms'""",
+)
+@_filter_options
+@click.option(
+    "--filter", "expression", metavar="EXPR", help="Expression over the fields of an exchange, as of watch."
+)
+@click.option("--utc", is_flag=True, help="Times in UTC instead of local time.")
+@click.pass_obj
+def command(path: str, /, utc: bool, **selected: Any) -> int:
+    """Show it full-screen: live list, details, statistics."""
+    if not (os.isatty(0) and os.isatty(1)):
+        raise click.UsageError("top needs a terminal; for pipes and files there is spliffctl watch.")
+    if find_spec("textual") is None:
+        raise ClientError("top needs textual: pip install 'spliff[tui]' (the Debian package has it)")
+    from spliffctl import client
+    from spliffctl.top.filtering import line_of
+
+    client.try_socket(path)
+    from spliffctl.top.app import run
+
+    return run(path, line_of(selected), utc=utc)
