@@ -7,20 +7,13 @@ and runs the application. textual is imported here and only when the view starts
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import click
 
-from spliffctl import filters
+from spliffctl.commands.watch import filter_options
 from spliffctl.errors import ClientError
-
-
-def _filter_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for option, field, kind, description in reversed(filters.OPTIONS):
-        function = click.option(option, field, type=kind, multiple=True, help=description)(function)
-    return function
 
 
 @click.command(
@@ -45,10 +38,7 @@ Examples:
   spliffctl top --unit nginx.service --status 5xx
   spliffctl top --filter 'duration_ns > 250ms'""",
 )
-@_filter_options
-@click.option(
-    "--filter", "expression", metavar="EXPR", help="Expression over the fields of an exchange, as of watch."
-)
+@filter_options
 @click.option("--utc", is_flag=True, help="Times in UTC instead of local time.")
 @click.pass_obj
 def command(path: str, /, utc: bool, **selected: Any) -> int:
@@ -60,7 +50,7 @@ def command(path: str, /, utc: bool, **selected: Any) -> int:
     from spliffctl import client
     from spliffctl.top.filtering import line_of
 
-    client.try_socket(path)
+    client.way(path)
     from spliffctl.top.app import run
 
     return run(path, line_of(selected), utc=utc)

@@ -53,11 +53,15 @@ class Feed:
         from spliffd.pb import spliff_pb2
         from spliffd.pb.spliff_pb2_grpc import SpliffStub
 
-        async with client.streaming_channel(self._path) as channel:
+        try:
+            path, metadata = client.way(self._path)
+        except ClientError:
+            return None
+        async with client.streaming_channel(path) as channel:
             stub: Any = SpliffStub(channel)
             try:
                 answer: pb.GetStatsResponse = await stub.GetStats(
-                    spliff_pb2.GetStatsRequest(), timeout=client.CALL_TIMEOUT_S
+                    spliff_pb2.GetStatsRequest(), timeout=client.CALL_TIMEOUT_S, metadata=metadata or None
                 )
             except grpc.RpcError:
                 return None
@@ -68,10 +72,10 @@ class Feed:
 
         from spliffd.pb.spliff_pb2_grpc import SpliffStub
 
-        client.try_socket(self._path)
-        async with client.streaming_channel(self._path) as channel:
+        path, metadata = client.way(self._path)
+        async with client.streaming_channel(path) as channel:
             # grpc.aio has no typed stub for a mixed sync and asyncio code base.
-            stream: Any = SpliffStub(channel).Watch(request)
+            stream: Any = SpliffStub(channel).Watch(request, metadata=metadata or None)
             try:
                 async for batch in stream:
                     if self.state != CONNECTED:

@@ -181,11 +181,21 @@ async def test_a_filter_that_the_daemon_refuses(daemon, build, open_top):
 async def test_a_daemon_that_comes_back_is_watched_again(daemon, build, open_top):
     def watch(context):
         yield pb.WatchResponse(items=many(build, 1, 2))
+        if len(daemon.requests) == 2:
+            daemon.hold(context)
 
     daemon.watch = watch
     async with open_top() as pilot:
-        await until(pilot, lambda: "spliffd ended the stream" in words(pilot.app), "the end")
-        await until(pilot, lambda: "4 exchanges" in screen(pilot.app), "the second watch")
+        await until(pilot, lambda: "4 exchanges | following" in words(pilot.app), "the second watch")
+
+
+async def test_a_daemon_that_is_gone(daemon, build, open_top):
+    daemon.batches = [many(build, 1, 2)]
+    async with open_top() as pilot:
+        await until(pilot, lambda: "2 exchanges" in words(pilot.app), "the exchanges")
+        daemon.stop()
+        await until(pilot, lambda: "is not running" in words(pilot.app), "the reason")
+        assert "item/2" in screen(pilot.app)
 
 
 async def test_copy_as_curl(daemon, build, open_top, monkeypatch, tmp_path):
