@@ -77,7 +77,8 @@ class TextRenderer:
             return self._compact(exchange, url)
         protocol = _protocol(exchange)
         who = f"{wire.pair(exchange.connection)} {wire.process(exchange.process, exchange.connection)}"
-        stream = f" [stream {exchange.stream_id}]" if exchange.stream_id else ""
+        pushed = ", pushed" if exchange.stream_id and not exchange.stream_id % 2 else ""
+        stream = f" [stream {exchange.stream_id}{pushed}]" if exchange.stream_id else ""
         result = ""
         # A request of which nothing was seen has no line; the response says that it is missing.
         if (request.method or request.path or request.body_size) and not (begun and not request.body_size):
@@ -246,6 +247,8 @@ class TextRenderer:
         text = quote(state.replace("_", " "))
         if completeness.missing_bytes:
             text += f", {completeness.missing_bytes:,} bytes missing"
+        if completeness.cause:
+            text += f": {quote(completeness.cause)}"
         return f" {self._palette.warning}[{text}]{self._palette.reset}"
 
     def _data(self, offset: int, data: bytes) -> str:

@@ -327,6 +327,7 @@ class Engine:
         self._counters.add("connections_opened")
         connection.room = self._room
         connection.from_start = conn.flags & records.CONN_HANDSHAKE_SEEN != 0
+        facts.from_start = connection.from_start and not connection.joined
         connection.on_body = self._receiver.on_body(connection)
         self._receiver.process(conn.tgid, conn.start_ns, conn.exec_id, facts)
         self._fill_socket(connection, conn)

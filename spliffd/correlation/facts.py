@@ -28,6 +28,7 @@ class ConnectionFacts:
         "correlation_method",
         "exe",
         "family",
+        "from_start",
         "handshake_ns",
         "handshake_told",
         "hello_of",
@@ -74,6 +75,8 @@ class ConnectionFacts:
         # connection
         self.local_address = self.remote_address = ""
         self.local_port = self.remote_port = 0
+        self.from_start = False
+        """Whether it was seen from its handshake on."""
         self.role = self.family = self.interface = ""
         self.netns_cookie = self.socket_cookie = 0
         self.packets_sent = self.packets_received = self.bytes_sent = self.bytes_received = 0

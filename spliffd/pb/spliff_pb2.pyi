@@ -540,7 +540,7 @@ class Exchange(_message.Message):
     protocol: _builtins.str
     """http1, http2, grpc, websocket, raw."""
     stream_id: _builtins.int
-    """HTTP/2 stream; 0 elsewhere."""
+    """HTTP/2 stream; 0 elsewhere. An even one was pushed by the server."""
     part_key: _builtins.int
     """Joins this exchange with the BodyParts sent ahead of it."""
     first_byte_ns: _builtins.int
@@ -1211,6 +1211,8 @@ class Completeness(_message.Message):
     MISSING_BYTES_FIELD_NUMBER: _builtins.int
     GAP_OFFSET_FIELD_NUMBER: _builtins.int
     BODY_NOT_SENT_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """complete, truncated, gap, joined_mid_stream, request_missing, response_missing, aborted; in_progress in a Progress."""
     missing_bytes: _builtins.int
@@ -1219,6 +1221,13 @@ class Completeness(_message.Message):
     """Where in the direction's stream the first gap is."""
     body_not_sent: _builtins.int
     """The body bytes missing from what this watcher gets (limit, or started late); not a loss of capture."""
+    cause: _builtins.str
+    """Who aborted it and why, where HTTP/2 says so: `RST_STREAM CANCEL by the client`."""
+    proof: _builtins.str
+    """What accounts for the bytes: `offsets` where the connection was seen from its handshake on, so that every byte
+    that its TLS calls moved has its place in the stream, and a byte that is not here is a gap; empty where it was
+    joined later, or hides its handshake: then that holds from the first call that was seen on.
+    """
     def __init__(
         self,
         *,
@@ -1226,10 +1235,12 @@ class Completeness(_message.Message):
         missing_bytes: _builtins.int = ...,
         gap_offset: _builtins.int = ...,
         body_not_sent: _builtins.int = ...,
+        cause: _builtins.str = ...,
+        proof: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_not_sent", b"body_not_sent", "gap_offset", b"gap_offset", "missing_bytes", b"missing_bytes", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_not_sent", b"body_not_sent", "cause", b"cause", "gap_offset", b"gap_offset", "missing_bytes", b"missing_bytes", "proof", b"proof", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

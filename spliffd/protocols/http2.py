@@ -164,7 +164,7 @@ class Http2(Reader):
             side.cut = self.streams.cut = (side.offset, min(left, size))
             self._begin_block(side, kept[HEADER_SIZE:], kind, flags, stream_id, length, GAP, now)
         elif kind == frames.RST_STREAM:
-            self.streams.reset(stream_id, UNKNOWN_CODE)
+            self.streams.reset(stream_id, UNKNOWN_CODE, is_response=side.is_response)
         elif kind == frames.DATA:  # only its padding length is missing: how much of it is data is lost
             stream = self.streams.data(stream_id, length, now, is_response=side.is_response)
             if stream is not None:

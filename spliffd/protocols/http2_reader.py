@@ -119,14 +119,16 @@ class Reader(Blocks):
             return side.keep(data, pos, HEADER_SIZE + length, now)
         side.frame_ns = 0
         if kind == frames.RST_STREAM:
-            self.streams.reset(stream_id, int.from_bytes(data[start : start + 4]))
+            code = int.from_bytes(data[start : start + 4])
+            self.streams.reset(stream_id, code, is_response=side.is_response)
             return start + length
         self.control_frames += 1
         if kind == frames.SETTINGS:
             if not flags & frames.ACK:
                 self._read_settings(side, data[start : start + length])
         elif side.is_response and length >= 8:
-            self.streams.goaway(int.from_bytes(data[start : start + 4]) & 0x7FFFFFFF)
+            last = int.from_bytes(data[start : start + 4]) & 0x7FFFFFFF
+            self.streams.goaway(last, int.from_bytes(data[start + 4 : start + 8]))
         return start + length
 
     def _skip(self, side: Side, pos: int, length: int) -> int:

@@ -40,6 +40,26 @@ SILENCE_NS: Final = 60_000_000_000
 """A response that may have lost its end comes out after a minute without a frame: longer than proxies let an
 idle answer be."""
 NO_ERROR: Final = 0
+ERRORS: Final = (
+    *(
+        "NO_ERROR",
+        "PROTOCOL_ERROR",
+        "INTERNAL_ERROR",
+        "FLOW_CONTROL_ERROR",
+        "SETTINGS_TIMEOUT",
+        "STREAM_CLOSED",
+    ),
+    *(
+        "FRAME_SIZE_ERROR",
+        "REFUSED_STREAM",
+        "CANCEL",
+        "COMPRESSION_ERROR",
+        "CONNECT_ERROR",
+        "ENHANCE_YOUR_CALM",
+    ),
+    *("INADEQUATE_SECURITY", "HTTP_1_1_REQUIRED"),
+)
+"""Error codes by number (RFC 9113 section 7)."""
 
 
 class Stream:
@@ -111,7 +131,7 @@ class StreamTable:
             self._unfinished[is_response].pop(stream.id, None)
         self._settle(stream)
 
-    def reset(self, stream_id: int, code: int) -> None:
+    def reset(self, stream_id: int, code: int, *, is_response: bool) -> None:
         """RST_STREAM from either side; NO_ERROR behind a whole response only stops the upload."""
         self.resets += 1
         stream = self.open.get(stream_id)
@@ -120,9 +140,10 @@ class StreamTable:
         response = stream.exchange.response
         if response is None or not response.finished or code != NO_ERROR:
             stream.exchange.mark(ABORTED)
+            stream.exchange.cause = _cause("RST_STREAM", code, is_response=is_response)
         self._emit(stream, early=True)
 
-    def goaway(self, last_id: int) -> None:
+    def goaway(self, last_id: int, code: int) -> None:
         """The server answers no stream above ``last_id``."""
         self._goaways += 1
         if self._goaways > MAX_GOAWAYS:
@@ -132,6 +153,7 @@ class StreamTable:
         ]
         for stream in refused:
             stream.exchange.mark(ABORTED)
+            stream.exchange.cause = _cause("GOAWAY", code, is_response=True)
             self._emit(stream, early=True)
 
     # ---- losses and the end -------------------------------------------------------------------
@@ -290,6 +312,18 @@ class StreamTable:
         else:
             stream.exchange.mark(TRUNCATED)
         self._emit(stream, early=True)
+
+
+def _cause(frame: str, code: int, *, is_response: bool) -> str:
+    """Who ended a stream, and why; -1 is a code that is lost."""
+    name = (
+        ERRORS[code]
+        if 0 <= code < len(ERRORS)
+        else f"error 0x{code:x}"
+        if code > 0
+        else "of a code that is lost"
+    )
+    return f"{frame} {name} by the {'server' if is_response else 'client'}"
 
 
 def _last_ns(stream: Stream) -> int:

@@ -254,6 +254,7 @@ class HttpExchange:
 
     __slots__ = (
         "announced",
+        "cause",
         "first_byte_ns",
         "gap_offset",
         "grpc",
@@ -283,6 +284,8 @@ class HttpExchange:
     """Set when the exchange is a gRPC call."""
     announced: bool
     """Whether it was told of while it was under way; set by the engine's receiver."""
+    cause: str
+    """Why it was aborted, where a peer says so (HTTP/2)."""
     websocket: bool
     """Whether it made the connection (in HTTP/2: its stream) one of WebSocket."""
     state: str
@@ -301,6 +304,7 @@ class HttpExchange:
         self.user = None
         self.grpc = None
         self.announced = False
+        self.cause = ""
         self.websocket = False
         self.state = COMPLETE
         self.missing_bytes = 0

@@ -98,6 +98,7 @@ _LATENCY = Field(pb.Correlation, "latency_ns")
 _STATE = Field(pb.Completeness, "state")
 _MISSING = Field(pb.Completeness, "missing_bytes")
 _GAP = Field(pb.Completeness, "gap_offset")
+_CAUSE = Field(pb.Completeness, "cause")
 
 # Fields of both halves: the contract gives them the same numbers in Request and Response.
 _HALF = _fields(
@@ -129,6 +130,7 @@ _request_constants = constants(
 _response_constants = constants((Field(_R, "status"), Field(_R, "reason"), Field(_R, "version")))
 
 _COMPLETE: Final = _STATE.encode(COMPLETE)
+_PROVED: Final = _COMPLETENESS_OF.encode(Field(pb.Completeness, "proof").encode("offsets"))
 MAX_USUAL: Final = 64
 """Combinations of protocol and wire hook remembered; there are 15."""
 _interface_constants = constants((_INTERFACE,))
@@ -158,6 +160,7 @@ def connection_prefix(facts: ConnectionFacts) -> bytes:
         + _CONNECTION_OF.encode(connection)
         + _CORRELATION_OF.encode(_facts(facts, _CORRELATION))
         + _TLS_OF.encode(tls)
+        + (_PROVED if facts.from_start else b"")
     )
     return prefix
 
@@ -360,6 +363,7 @@ def _how_it_went(exchange: HttpExchange, protocol: str, wire: str, attempts: int
         _STATE.encode(exchange.state)
         + _MISSING.encode(exchange.missing_bytes)
         + _GAP.encode(exchange.gap_offset or 0)
+        + _CAUSE.encode(exchange.cause)
     )
     data = (
         _PROTOCOL.encode(protocol)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import grp
-import json
 import os
 import shutil
 import stat
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.client import exchanges
 from tests.support.daemon import PYTHON, Daemon
 from tests.support.lab import REPOSITORY, Lab
 from tests.support.servers import Nginx
@@ -70,8 +70,7 @@ def test_a_member_of_the_group_watches(lab: Lab, daemon: Daemon, readable: Path)
     assert lab.run("curl", "-sk", server.url("/hello?member")).returncode == 0
     out, err = client.communicate(timeout=15)
     assert (client.returncode, err) == (0, "")
-    (line,) = out.splitlines()
-    exchange = json.loads(line)["exchange"]
+    (exchange,) = exchanges(out)
     assert exchange["request"]["path"] == "/hello?member"
     assert exchange["process"]["comm"] == "curl"
 

@@ -95,6 +95,7 @@ def test_every_new_request_is_delivered_and_none_is_wrong():
             for one in seen:
                 connection, number = (int(part.partition("=")[2]) for part in one.request.path[7:].split("&"))
                 assert one.response.status == 200
+                assert one.completeness.proof == ""  # nobody saw their beginning
                 assert one.response.body_size == len("hello world\n")
                 truth = {
                     "user-agent": "joined-test/1.0",

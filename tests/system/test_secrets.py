@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from spliffd.pb import spliff_pb2
+from tests.support.client import exchanges
 from tests.support.daemon import PYTHON, Daemon
 from tests.support.http_programs import HttpServer
 from tests.support.lab import REPOSITORY, Lab
@@ -167,8 +168,7 @@ def test_a_member_of_the_reveal_group_sees_them_and_the_journal_says_so(
     send(lab, server, "/hello?token=S3CR3T-query&a=1", "--data", "password=S3CR3T-form")
     out, err = client.communicate(timeout=15)
     assert (client.returncode, err) == (0, "")
-    for line in out.splitlines():
-        exchange = json.loads(line)["exchange"]
+    for exchange in exchanges(out):
         headers = {header["name"]: header.get("value", "") for header in exchange["request"]["headers"]}
         assert {name: headers[name] for name in SECRETS} == SECRETS
         assert exchange["request"]["path"] == "/hello?token=S3CR3T-query&a=1"

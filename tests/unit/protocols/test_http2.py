@@ -200,6 +200,8 @@ def test_reset_before_and_inside_the_answer(direction):
     p.down(p.server.headers(1, OK) + p.server.data(1, b"late", end=True) + p.server.data(3, b"late"))
 
     assert p.lines() == ["1 GET /a - aborted", "3 GET /a 200 aborted"]
+    who = "server" if direction == RESPONSE else "client"
+    assert {exchange.cause for exchange in p.out} == {f"RST_STREAM CANCEL by the {who}"}
     assert p.parser.streams.resets == 2
     assert p.parser.streams.stray_bytes == 8
     assert len(p.close()) == 2
@@ -218,10 +220,11 @@ def test_no_error_behind_a_whole_answer_only_stops_the_upload():
 def test_goaway_refuses_the_later_streams():
     p = begun()
     p.up(b"".join(p.client.headers(n, GET, end=True) for n in (1, 3, 5)))
-    p.down(frame(GOAWAY, 0, 0, (1).to_bytes(4) + bytes(4)))
+    p.down(frame(GOAWAY, 0, 0, (1).to_bytes(4) + b"\0\0\0\x0b"))
     p.down(p.server.headers(1, OK, end=True))
 
     assert p.lines() == ["3 GET /a - aborted", "5 GET /a - aborted", "1 GET /a 200 complete"]
+    assert [exchange.cause for exchange in p.out] == [*["GOAWAY ENHANCE_YOUR_CALM by the server"] * 2, ""]
 
 
 def test_goaway_for_a_graceful_end_refuses_nobody():
