@@ -32,6 +32,8 @@ from spliffd.kernel.mappings import Mappings
 from spliffd.kernel.maps import PROCESS_RING_BYTES
 from spliffd.kernel.records import PROCESS_MAPPED, PROCESS_RECORD, mapped_file
 from spliffd.kernel.ring import Ring
+from spliffd.protocols.mask_command import mask_command
+from spliffd.protocols.masking import Masker
 from spliffd.stages import health, host, usage
 from spliffd.stages.capture import Kernel, ScopeMaps
 from spliffd.stages.children import Child, let_sleep, set_priority
@@ -78,6 +80,7 @@ class Supervisor:
             list(access.mask_fields),
             access.mask_bodies,
         )
+        self._masker = Masker(self._masking.key, self._masking.headers, self._masking.fields)
 
     # ---- start ------------------------------------------------------------------------------
 
@@ -126,6 +129,7 @@ class Supervisor:
             self.interfaces,
             self.ledger,
             self.processes,
+            self._mask_command,
             lambda: [*self.workers, self.api],
             self.health,
         )
@@ -236,6 +240,9 @@ class Supervisor:
     def _tell_workers(self, message: ipc.Interfaces) -> None:
         for worker in self.workers:
             worker.send(message)
+
+    def _mask_command(self, line: str) -> str:
+        return mask_command(line, self._masker)
 
     def _from_child(self, child: Child, message: ipc.FromChild) -> None:
         counters = self.area.supervisor

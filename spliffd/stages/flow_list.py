@@ -26,12 +26,14 @@ def response(
     owner_of: Callable[[int, Flow], int],
     wanted: frozenset[int],
     clock_ns: int,
+    mask: Callable[[str], str],
     proc: str = "/proc",
 ) -> bytes:
     """A serialised ListFlowsResponse.
 
     ``names``: interfaces by index; ``owner_of(cookie, flow)``: pid or 0; ``wanted``: only flows of these
-    pids, empty for all; ``clock_ns``: what to add to ktime to get time since the epoch.
+    pids, empty for all; ``clock_ns``: what to add to ktime to get time since the epoch; ``mask`` masks
+    secrets in a command line.
     """
     known: dict[int, pb.Process] = {}
     answer = pb.ListFlowsResponse()
@@ -43,6 +45,7 @@ def response(
             continue
         if pid and pid not in known:
             known[pid] = read_process(pid, proc)
+            known[pid].cmdline = mask(known[pid].cmdline)
         answer.flows.append(message(cookie, flow, names, clock_ns, known.get(pid)))
     return answer.SerializeToString()
 

@@ -330,6 +330,10 @@ class Libraries:
                 return TlsFile(file.path, "", "refused", "unreadable", why, named=named)
             return TlsFile(file.path, "", "unread", named=named)
         found = probed.inspection
+        if probed.attached and not any(site.op in ("read", "write") for site in found.sites):
+            return TlsFile(
+                file.path, found.library, "skipped", detail="no plaintext passes here", named=named
+            )
         if probed.attached:
             since = probed.attached_ns
             return TlsFile(file.path, found.library, "attached", attached_ns=since, named=True)

@@ -1,7 +1,6 @@
 """ListProcesses: lines of the coverage ledger as messages of the contract.
 
-Takes the entries of ``ledger``, and what is known of each process; returns one serialised response. Command
-lines are left out: secrets in them are masked by workers only.
+Takes the entries of ``ledger``, and what is known of each process; returns one serialised response.
 """
 
 from __future__ import annotations
@@ -21,15 +20,19 @@ Facts = Callable[[int, int], ProcessFacts]
 """What is known of the process with a pid and a start time (ns since boot)."""
 
 
-def response(entries: Iterable[Entry], facts: Facts) -> bytes:
-    """A serialised ListProcessesResponse."""
+def response(entries: Iterable[Entry], facts: Facts, mask: Callable[[str], str]) -> bytes:
+    """A serialised ListProcessesResponse; ``mask`` masks secrets in a command line."""
     boot_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     return pb.ListProcessesResponse(
-        processes=[message(entry, facts(entry.book.pid, entry.book.start_ns), boot_ns) for entry in entries]
+        processes=[
+            message(entry, facts(entry.book.pid, entry.book.start_ns), mask, boot_ns) for entry in entries
+        ]
     ).SerializeToString()
 
 
-def message(entry: Entry, known: ProcessFacts, boot_ns: int) -> pb.ProcessCoverage:
+def message(
+    entry: Entry, known: ProcessFacts, mask: Callable[[str], str], boot_ns: int
+) -> pb.ProcessCoverage:
     """One line. ``boot_ns``: when the host booted, since the epoch."""
     files = entry.evidence.files or ()
     start = entry.book.start_ns
@@ -37,7 +40,7 @@ def message(entry: Entry, known: ProcessFacts, boot_ns: int) -> pb.ProcessCovera
         process=pb.Process(
             pid=known.pid, start_time_ns=start + boot_ns if start else 0, comm=known.comm, exe=known.exe,
             ppid=known.ppid, uid=known.uid, user=known.user, cgroup=known.cgroup, unit=known.unit,
-            container_id=known.container,
+            container_id=known.container, cmdline=mask(known.cmdline),
         ),
         covered=entry.verdict.covered,
         reason=entry.verdict.reason,

@@ -51,6 +51,7 @@ class Queries:
         interfaces: Interfaces,
         ledger: Ledger,
         processes: Processes,
+        mask: Callable[[str], str],
         children: Callable[[], list[Child]],
         health: Callable[[], str],
     ) -> None:
@@ -60,6 +61,7 @@ class Queries:
         self._hooked = interfaces
         self._ledger = ledger
         self._known = processes
+        self._mask = mask
         self._children = children
         self._health = health
         self._debug = config.debug
@@ -113,6 +115,7 @@ class Queries:
             lambda _cookie, flow: flow.tgid,
             wanted,
             time.time_ns() - time.monotonic_ns(),
+            self._mask,
         )
 
     def _libraries(self, _payload: bytes) -> bytes:
@@ -126,7 +129,9 @@ class Queries:
         with contextlib.suppress(OSError):  # who accepted what is not known, then
             self._kernel.enter_owners()
         return process_list.response(
-            self._ledger.entries(wanted), lambda pid, start_ns: self._known.facts(pid, start_ns)[0]
+            self._ledger.entries(wanted),
+            lambda pid, start_ns: self._known.facts(pid, start_ns)[0],
+            self._mask,
         )
 
     def _interfaces(self, _payload: bytes) -> bytes:

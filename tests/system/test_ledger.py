@@ -78,7 +78,14 @@ class Stage:
         env = {"LD_LIBRARY_PATH": str(libraries or "")}
         url = f"https://127.0.0.1:{self.listener.port}/"
         return self.lab.start(
-            "curl", "-sk", url, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            "curl",
+            "-sk",
+            "-u",
+            "me:s3cret",
+            url,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     def talker(self, library: Path) -> Talker:
@@ -176,6 +183,8 @@ def test_out_of_scope(stage: Stage):
     assert re.search(r"/lib(ssl|gnutls)[^/]* is not in scope", found.detail)
     answer = stage.why(found.process.pid)
     assert "What to do: Widen the scope" in answer
+    assert found.process.cmdline.startswith("curl -sk -u ")
+    assert "s3cret" not in found.process.cmdline
     assert f"→ 127.0.0.1:{stage.listener.port}" in answer
 
 

@@ -200,3 +200,37 @@ def test_what_is_remembered_is_bounded(tmp_path, monkeypatch):
 def test_users():
     assert user_name(0) == "root"
     assert user_name(4_000_000_000) == ""
+
+
+def test_ancestors_from_proc_and_from_records(tmp_path):
+    """7 lives, its parent 6 has ended and was recorded, 5 lives; 4 took its pid later than its child began."""
+    known = Processes(str(tmp_path))
+    for pid, ppid, start in ((7, 6, 300), (5, 4, 100), (4, 1, 900)):
+        plant(tmp_path, pid, start=start)
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (x) S {ppid} " + "0 " * 17 + f"{start} 0 0\n")
+    known.remember(6, 200 * TICK, PROCESS_RECORD.pack(6, 5, 200 * TICK, 0, 0, 0, 0, 0, 0))
+    found, there = known.facts(7, 300 * TICK)
+    assert there
+    assert found.ppid == 6
+    assert found.ancestors == [6, 5, 4]
+
+
+def test_who_had_a_pid_at_a_time(tmp_path):
+    known = Processes(str(tmp_path))
+    plant(tmp_path, 7, start=1000)
+    assert known.holder(7, 5000 * TICK) == 1000 * TICK
+    assert known.holder(7, 500 * TICK) == 0  # another process had it
+    known.remember(7, 400 * TICK + 3, PROCESS_RECORD.pack(7, 1, 400 * TICK + 3, 0, 0, 0, 0, 0, 0))
+    assert known.holder(7, 500 * TICK) == 400 * TICK + 3
+    assert known.holder(8, 500 * TICK) == 0
+    known.remember(7, 1000 * TICK + 3, PROCESS_RECORD.pack(7, 1, 1000 * TICK + 3, 0, 0, 0, 0, 0, 0))
+    assert known.holder(7, 5000 * TICK) == 1000 * TICK + 3  # exactly, as the kernel said
+
+
+def test_a_chain_of_ancestors_ends(tmp_path):
+    known = Processes(str(tmp_path))
+    for pid in range(1, 101):
+        plant(tmp_path, pid, start=pid)
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (x) S {pid - 1} " + "0 " * 17 + f"{pid} 0 0\n")
+    assert known.facts(100, 100 * TICK)[0].ancestors == list(range(99, 99 - processes.GENERATIONS, -1))
+    assert known.facts(3, 3 * TICK)[0].ancestors == [2, 1]

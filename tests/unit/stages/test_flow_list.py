@@ -28,9 +28,13 @@ def flow(**changes) -> Flow:
     return made._replace(**changes)
 
 
+def masked(line: str) -> str:
+    return line.replace("secret", "***")
+
+
 def listed(*flows: tuple[int, Flow], owners=lambda _cookie, _flow: 0, wanted=()) -> list[pb.Flow]:
     names = {2: "eth0", 5: "wg0"}
-    data = flow_list.response(flows, names, owners, frozenset(wanted), CLOCK)
+    data = flow_list.response(flows, names, owners, frozenset(wanted), CLOCK, masked)
     return list(pb.ListFlowsResponse.FromString(data).flows)
 
 
@@ -108,3 +112,21 @@ def test_an_owner_that_is_gone_is_a_pid():
     with subprocess.Popen(["true"]) as process:
         pass
     assert flow_list.read_process(process.pid) == pb.Process(pid=process.pid)
+
+
+def test_a_command_line_is_masked():
+    with subprocess.Popen(["sleep", "60"], executable="/bin/sleep") as process:
+        wanted = "sleep 60"
+        while flow_list.read_process(process.pid).cmdline != wanted:
+            pass
+        data = flow_list.response(
+            [(1, flow())],
+            {},
+            lambda *_: process.pid,
+            frozenset(),
+            CLOCK,
+            lambda line: line.replace("60", "***"),
+        )
+        process.kill()
+    [found] = pb.ListFlowsResponse.FromString(data).flows
+    assert found.process.cmdline == "sleep ***"
