@@ -37,9 +37,11 @@ static __always_inline u64 keep_bytes(void *ctx, bool xdp, u32 at, struct hello_
     return 0;
   if (size > most)
     size = most;
-  if (!size || load(ctx, xdp, at, side->bytes + offset, size))
+  s64 length = size;
+  asm volatile("" : "+r"(length));
+  if (length < 1) /* signed: kernel 6.1 learns nothing from a comparison with 0 for equality */
     return 0;
-  return size;
+  return load(ctx, xdp, at, side->bytes + offset, length) ? 0 : length;
 }
 
 static __always_inline void keep_piece(void *ctx, bool xdp, struct packet *packet, struct hello_side *side) {
