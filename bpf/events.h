@@ -7,8 +7,8 @@
  */
 #pragma once
 
-/* What the attach cookie of a uprobe says: op | flavour << 8 | library << 16,
- * and the COOKIE_ flags below. */
+/* What the attach cookie of a uprobe says: op | flavour << 8 | library << 16 | number of the self-test << 32 (0:
+ * none), and the COOKIE_ flags below. */
 enum op {
   OP_READ = 1,
   OP_WRITE,

@@ -31,6 +31,8 @@
  * | asked     | pid_tgid -> struct asked         | 4,096  | end of the call; LRU beyond              |
  * | hellos    | socket cookie -> struct hello     | 2,048  | LRU                                      |
  * | blank_hello | 0 -> struct hello, all zero    | 1      | nobody                                   |
+ * | witnesses | pid_tgid -> struct witness       | 1,024  | whoever compares; LRU                    |
+ * | self_tests | number -> struct self_test      | 1,024  | nobody                                   |
  * | unwanted  | slot -> struct unwanted          | 4,096  | the worker whose connection it is; overwritten |
  * | interfaces | ifindex -> struct interface_count, per CPU | 4,096 | supervisor, with the interface     |
  */
@@ -63,6 +65,8 @@
 #define MAP_DEMAND MAP(1030)
 #define MAP_WANTED MAP(1031)
 #define MAP_UNWANTED MAP(1032)
+#define MAP_WITNESSES MAP(1033)
+#define MAP_SELF_TESTS MAP(1034)
 
 #define SCOPE_SLOTS 16
 #define COUNTER_SLOTS 64 /* for each processor */
@@ -126,6 +130,26 @@ struct unwanted {
 _Static_assert(sizeof(struct unwanted) == 32, "unwanted.py counts on it");
 #define UNWANTED_SLOTS 4096
 #define UNWANTED_CALL 4096 /* bytes: calls below this cost as much to look up as to copy */
+
+/* A call at its function's first instruction, until it passes the relocated place; see placement.bpf.c. */
+struct witness {
+  u64 first;
+  u64 second;
+  u32 third; /* low half: SSL_read takes an int where its internal function takes a size_t */
+  u32 op;
+  u32 test;
+  u32 pad;
+};
+_Static_assert(sizeof(struct witness) == 32, "maps.py counts on it");
+
+/* Shared with the supervisor, which opens and closes. */
+struct self_test {
+  u64 open;
+  u64 seen;
+  u64 agreed;
+  u64 disagreed;
+};
+_Static_assert(sizeof(struct self_test) == 32, "maps.py counts on it");
 
 enum traffic { TRAFFIC_UNKNOWN = 0, TRAFFIC_HTTP1, TRAFFIC_OTHER };
 

@@ -268,6 +268,8 @@ static __always_inline bool entered(struct pt_regs *ctx) {
     return false;
   u64 cookie = bpf_get_attach_cookie(ctx);
   u64 id = bpf_get_current_pid_tgid();
+  if (cookie >> 32)
+    compare(ctx, cookie, id);
   struct calls *calls = thread_calls(id);
   if (!calls)
     return false;

@@ -108,6 +108,8 @@ SUPERVISOR: tuple[str, ...] = (
     "api_restarts",
     "libraries_attached",
     "libraries_refused",
+    "placements_tested",
+    "placement_fallbacks",
     *(f"probes_{library}" for library in LIBRARIES),
     "execs_seen",
     "mappings_lost",

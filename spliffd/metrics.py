@@ -318,6 +318,13 @@ def _host(readings: Readings) -> list[Family]:
             "state",
             [(state, supervisor[f"libraries_{state}"]) for state in ("attached", "refused")],
         ),
+        labelled(
+            "counter",
+            "spliff_placements_total",
+            "Files whose relocated probes were compared with ones at first instructions, by what came of it.",
+            "result",
+            [("passed", supervisor["placements_tested"]), ("taken_back", supervisor["placement_fallbacks"])],
+        ),
         Family(
             "spliff_processes",
             "gauge",

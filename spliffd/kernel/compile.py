@@ -30,6 +30,7 @@ from spliffd.kernel.btf import Btf, all_offsets
 
 SOURCES = (
     "demand.bpf.c",
+    "placement.bpf.c",
     "tls.bpf.c",
     "flows.bpf.c",
     "sockets.bpf.c",
@@ -46,6 +47,7 @@ PROGRAMS = (
     "tls_enter",
     "tls_exit",
     "tls_call",
+    "tls_witness",
     "tls_set_fd",
     "tls_end",
     "tls_error",

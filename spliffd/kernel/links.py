@@ -30,6 +30,8 @@ class Probe(msgspec.Struct):
     placement: str = "entry"
     """"return": at a RET instruction."""
     known_only: bool = False
+    test: int = 0
+    """Number of the self-test that compares it with a witness; 0: none."""
 
 
 def attach_cookie(probe: Probe, library: str) -> int:
@@ -37,6 +39,7 @@ def attach_cookie(probe: Probe, library: str) -> int:
     number = LIBRARIES.index(library) + 1
     cookie = records.OPS[probe.op] | records.FLAVOURS[probe.flavour] << 8 | number << 16
     cookie |= records.COOKIE_KNOWN_ONLY if probe.known_only else 0
+    cookie |= probe.test << 32
     return cookie | (records.COOKIE_ZERO_IS_EOF if probe.zero_is_eof else 0)
 
 
@@ -123,6 +126,11 @@ def attach_library(programs: Programs, path: str, library: str, probes: list[Pro
         attached.close()
         raise
     return attached
+
+
+def attach_witnesses(programs: Programs, path: str, library: str, probes: list[Probe]) -> Attached:
+    """Attaches what notes the arguments of calls at first instructions; raises OSError."""
+    return Attached(_attach(programs, "tls_witness", path, library, probes, at_return=False))
 
 
 def _attach_session(programs: Programs, path: str, library: str, probes: list[Probe]) -> int:

@@ -23,6 +23,7 @@ _PSEUDO_MAP_FD = 1
 _KINDS = {
     "tls_enter": bpf.PROG_KPROBE,
     "tls_exit": bpf.PROG_KPROBE,
+    "tls_witness": bpf.PROG_KPROBE,
     "tls_set_fd": bpf.PROG_KPROBE,
     "tls_end": bpf.PROG_KPROBE,
     "tls_error": bpf.PROG_KPROBE,

@@ -46,6 +46,8 @@ NUMBERS = {
     1021: "hellos",
     1022: "blank_hello",
     1032: "unwanted",
+    1033: "witnesses",
+    1034: "self_tests",
 }
 
 SCOPE_SLOTS = 16
@@ -90,6 +92,10 @@ DEMAND_BYTES, WANTED_KEY = 128, 24
 DEMAND_WORD, DEMAND_RATE, DEMAND_SHARE, DEMAND_SINCE = 0, 1, 8, 9
 """Where they stand in struct demand."""
 SHARE_ALL = 1024
+WITNESSES, WITNESS_VALUE = 1024, 32
+"""Threads between the two places of a call that is compared: a thread that is evicted is not compared."""
+SELF_TESTS, SELF_TEST_WORDS = 1024, 4
+"""Files whose relocated probes prove themselves, in one run of the daemon; number 0 is none."""
 WANTED = 4096
 """Pids, uids and names that watchers ask for, all together; more than that and everybody is delivered."""
 FLOW_KEY, FLOW_VALUE = 48, 32
@@ -141,6 +147,10 @@ class Maps:
                 bpf.MAP_PERCPU_HASH, 4, INTERFACE_COUNT, INTERFACES, bpf.F_NO_PREALLOC, "interfaces"
             ),
             "demand": make(bpf.MAP_ARRAY, 4, DEMAND_BYTES, 1, bpf.F_MMAPABLE, "demand"),
+            "witnesses": make(bpf.MAP_LRU_HASH, 8, WITNESS_VALUE, WITNESSES, name="witnesses"),
+            "self_tests": make(
+                bpf.MAP_ARRAY, 4, 8 * SELF_TEST_WORDS, SELF_TESTS, bpf.F_MMAPABLE, "self_tests"
+            ),
             "unwanted": make(
                 bpf.MAP_ARRAY, 4, unwanted.ENTRY_BYTES, unwanted.SLOTS, bpf.F_MMAPABLE, "unwanted"
             ),
@@ -158,6 +168,9 @@ class Maps:
         self.demand = memoryview(bpf.map_memory(self.fd["demand"], DEMAND_BYTES, writable=True)).cast("Q")
         """struct demand, shared with the programs: 64-bit words."""
         self.demand[DEMAND_SHARE] = SHARE_ALL
+        size = 8 * SELF_TEST_WORDS * SELF_TESTS
+        self.self_tests = memoryview(bpf.map_memory(self.fd["self_tests"], size, writable=True)).cast("Q")
+        """struct self_test by number, as 64-bit words."""
         self.counters: Region = open_counters(self.fd["counters"])
 
     def swap_ring(self, shard: int, size: int) -> None:

@@ -258,6 +258,10 @@ class Kernel:
         """Attaches a library's probes; raises OSError."""
         return links.attach_library(self.programs, path, library, probes)
 
+    def attach_witnesses(self, path: str, library: str, probes: list[links.Probe]) -> links.Attached:
+        """Attaches what relocated probes are compared with; raises OSError."""
+        return links.attach_witnesses(self.programs, path, library, probes)
+
     def close(self) -> None:
         """Detaches what this stage attached."""
         for attached in self._attached:

@@ -27,13 +27,15 @@ from spliffd.attribution.coverage import TlsFile
 from spliffd.config import Config
 from spliffd.counters import LIBRARIES, Region
 from spliffd.journal import logger
-from spliffd.kernel.links import Attached, Probe, close_all
+from spliffd.kernel.links import Attached, close_all
 from spliffd.kernel.mappings import Mapped
 from spliffd.stages.capture import Kernel
 from spliffd.stages.mapped import MappedFile, Memory
+from spliffd.stages.placements import Placements
+from spliffd.stages.self_tests import SelfTests
 from spliffd.targets import discovery
 from spliffd.targets.client import Inspector
-from spliffd.targets.sites import Inspection, Site
+from spliffd.targets.sites import Inspection
 
 log = logger("libraries")
 
@@ -98,6 +100,9 @@ class Libraries:
         self._busy: set[tuple[int, int, int, int]] = set()
         """Keys of files that are being handled."""
         self._attaching = ThreadPoolExecutor(ATTACHING, "attach")
+        self._placements = Placements(
+            kernel, SelfTests(kernel.maps), counters, self._attaching, self._inspect_entries
+        )
         self.files: dict[tuple[int, int, int, int], Probed] = {}
         self._seen: OrderedDict[tuple[int, int], Probed] = OrderedDict()
         """By (device, inode) as in /proc/PID/maps, files that were handled: skipped without opening."""
@@ -271,6 +276,15 @@ class Libraries:
                     self._by_content[digest] = found
             return found
 
+    async def _inspect_entries(self, fd: int, path: str) -> Inspection:
+        """The same with nothing relocated; from now on that is what is known of this content."""
+        digest = content(fd)
+        async with self._lock:
+            found = await self._inspector.inspect(fd, path, relocate=False)
+            if digest:
+                self._by_content[digest] = found
+        return found
+
     async def _probe(self, candidate: discovery.Candidate, fd: int) -> Probed:
         inspection = await self._inspect(candidate.path, fd, content(fd))
         probed = Probed(candidate.path, candidate.device, candidate.inode, inspection, None)
@@ -282,17 +296,9 @@ class Libraries:
         if inspection.library not in LIBRARIES:
             probed.error = f"unknown library {inspection.library}"
             return probed
-        probes = [probe_of(site) for site in inspection.sites]
         try:
-            # The fd names the inode even when the path is another mount namespace's, or deleted.
             # In a thread: the kernel waits 15 ms for all processors, once for all that come at the same time.
-            probed.attached = await asyncio.get_running_loop().run_in_executor(
-                self._attaching,
-                self._kernel.attach_library,
-                f"/proc/self/fd/{fd}",
-                inspection.library,
-                probes,
-            )
+            await self._placements.attach(probed, fd)
         except OSError as error:
             probed.error = f"the kernel refused the probes: {error}"
             self._counters.add("libraries_refused")
@@ -300,7 +306,7 @@ class Libraries:
             return probed
         probed.attached_ns = time.monotonic_ns()
         self._counters.add("libraries_attached")
-        self._counters.add(f"probes_{inspection.library}", len(probes))
+        self._counters.add(f"probes_{inspection.library}", len(inspection.sites))
         log.info(
             "attached", path=candidate.path, library=inspection.library, version=inspection.version,
             placement=inspection.sites[0].placement,
@@ -356,6 +362,7 @@ class Libraries:
             self._rest.cancel()
         for task in self._tasks:
             task.cancel()
+        self._placements.close()
         self._attaching.shutdown()  # what was being attached goes with the process
         close_all([probed.attached for probed in self.files.values() if probed.attached])
 
@@ -371,13 +378,3 @@ def content(fd: int) -> bytes:
         return b""
     with open(fd, "rb", closefd=False) as file:
         return hashlib.file_digest(file, "blake2b").digest()
-
-
-def probe_of(site: Site) -> Probe:
-    """A site as the kernel side wants it.
-
-    A read that returns 0 means the end of the stream, except for SSL_read_ex, which returns 0 for
-    every failure.
-    """
-    eof = site.op == "read" and (site.placement == "internal" or site.flavour == "count")
-    return Probe(site.offset, site.op, site.flavour, site.return_probe, eof, site.placement, site.known_only)

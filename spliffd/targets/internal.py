@@ -69,7 +69,10 @@ def find(image: Image, functions: dict[str, Function], op: Op) -> Site:
         f"{plain} and {extended} both call {target:#x} with their SSL, buffer and count in place and a "
         f"pointer to the byte count as fourth argument; it begins with an emulated instruction"
     )
-    return Site(f"ssl_{op}_internal", image.offset_of(target + skip), True, op, "pointer", "internal", proof)
+    return Site(
+        f"ssl_{op}_internal", image.offset_of(target + skip), True, op, "pointer", "internal", proof,
+        witnesses=tuple(image.offset_of(functions[name].address) for name in (plain, extended)),
+    )  # fmt: skip
 
 
 def _calls(image: Image, functions: dict[str, Function], name: str, starts: frozenset[int]) -> Walk:

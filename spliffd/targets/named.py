@@ -145,18 +145,20 @@ def inspect(image: Image, relocate: bool) -> Inspection:
                 continue
             function = functions[call.name]
             skip, proof = 0, f"the arguments are intact at the first instruction of {call.name}"
+            first = image.offset_of(function.address)
             if cheap:
                 skip, proof = cheapest(image, call.name, function, starts)
             sites.append(
                 Site(
                     call.name,
-                    image.offset_of(function.address + skip),
+                    first + skip,
                     call.op not in _WITHOUT_RESULT,
                     call.op,
                     call.flavour,
                     "entry",
                     proof,
                     call.known_only,
+                    (first,) if skip and call.op not in _WITHOUT_RESULT else (),
                 )
             )
     if len({site.offset for site in sites}) != len(sites):

@@ -134,4 +134,6 @@ def _entry(
     skip, proof = 0, f"the arguments are intact at the first instruction of {name}"
     if cheap:
         skip, proof = cheapest(image, name, function, starts)
-    return Site(name, image.offset_of(function.address + skip), result, op, flavour, "entry", proof)
+    first = image.offset_of(function.address)
+    witnesses = (first,) if skip and result else ()
+    return Site(name, first + skip, result, op, flavour, "entry", proof, witnesses=witnesses)

@@ -33,6 +33,9 @@ State = Literal["attach", "skipped", "refused"]
 MAX_SITES = 96
 """OpenSSL needs ten, Go 48: one for each RET; an answer with more is not one of ours."""
 
+MAX_WITNESSES = 4
+"""Functions whose calls pass one relocated place: SSL_read and SSL_read_ex."""
+
 MAX_TEXT = 1024
 """Longest text in an answer: a proof or a reason is one sentence."""
 
@@ -67,6 +70,8 @@ class Site(msgspec.Struct, frozen=True, array_like=True):
     """Why the arguments are intact there, in one sentence."""
     known_only: bool = False
     """Whether only objects count that another site has shown to be TLS: the function serves others, too."""
+    witnesses: tuple[int, ...] = ()
+    """Offsets of first instructions of the functions whose calls pass this place, where it is another one."""
 
 
 class Inspection(msgspec.Struct, frozen=True, array_like=True):
@@ -108,6 +113,10 @@ def check(inspection: Inspection, size: int) -> str:
         return f"a text of more than {MAX_TEXT} characters"
     if any(not 0 < site.offset < size for site in sites):
         return "a probe site outside the file"
+    if any(len(site.witnesses) > MAX_WITNESSES for site in sites):
+        return f"more than {MAX_WITNESSES} functions that pass one place"
+    if any(not 0 < offset < size for site in sites for offset in site.witnesses):
+        return "a first instruction outside the file"
     if len({site.offset for site in sites}) != len(sites):
         return "the same probe site twice"
     return ""

@@ -11,7 +11,7 @@ import capstone
 import pytest
 
 from spliffd.kernel import links, records
-from spliffd.stages.libraries import probe_of
+from spliffd.stages.placements import probe_of
 from spliffd.targets.inspector import inspect_fd
 from tests.support import golang
 from tests.support.lab import Lab, say

@@ -12,7 +12,7 @@ from spliffd.kernel.loader import Programs
 from spliffd.kernel.maps import Maps
 from spliffd.kernel.ring import Ring
 from spliffd.kernel.ways import SOCKET_WAYS, Way
-from spliffd.stages.libraries import probe_of
+from spliffd.stages.placements import probe_of
 from spliffd.targets.inspector import inspect_fd
 from tests.support.lab import Lab, refuse_unscoped
 from tests.support.programs import programs

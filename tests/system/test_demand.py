@@ -112,3 +112,26 @@ def test_a_large_body_that_nobody_wants_is_counted_and_not_copied(lab: Lab, daem
     assert captured + stats["spliff_unwanted_bytes_total"] > 2 * LARGE
     assert stats["spliff_unwanted_bytes_total"] > 0
     assert stats['spliff_lost_total{stage="worker",reason="gap"}'] == 0
+
+
+def test_relocated_probes_prove_themselves_on_the_first_calls(lab: Lab, daemon: Daemon, server: Nginx):
+    client = KeepAlive(lab, None, "127.0.0.1", server.port)
+
+    def passed() -> bool:
+        client.ask("/hello")
+        return daemon.stats()['spliff_placements_total{result="passed"}'] >= 1
+
+    wait_for(passed, 60, "enough calls")
+    client.close()
+
+    assert daemon.stats()['spliff_placements_total{result="taken_back"}'] == 0
+    path = str(lab.libraries / "libssl.so.3")
+    (library,) = [
+        one
+        for one in daemon.stub().ListLibraries(spliff_pb2.ListLibrariesRequest()).libraries
+        if one.path == path
+    ]
+    proofs = {site.symbol: site.proof for site in library.sites}
+    for symbol in ("ssl_read_internal", "ssl_write_internal"):
+        assert "self-test passed: of " in proofs[symbol]
+        assert proofs[symbol].endswith(" and 0 differently")

@@ -111,7 +111,7 @@ def test_the_doctor_finds_nothing_missing():
 def test_programs_are_compiled_loaded_and_attached(cgroup, library):
     out = python(
         """
-from spliffd.stages.libraries import probe_of
+from spliffd.stages.placements import probe_of
 from spliffd.targets.inspector import inspect_fd
 with open(sys.argv[2], "rb") as file:
     probes = [probe_of(site) for site in inspect_fd(file.fileno(), True).sites]

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Whether a relocated probe sees what one at the function's first instruction would: tried on real calls.
+ *
+ * While a file's test is open, a witness sits at the first instructions of the functions whose calls must pass
+ * the relocated place. It notes the arguments, in registers; the relocated probe compares its own. Memory of the
+ * process is not read. Who judges, and when, is up to spliffd/stages/self_tests.py.
+ */
+
+/* At the first instruction: SSL_read, SSL_read_ex, and their like. */
+int tls_witness(struct pt_regs *ctx) {
+  if (!admitted())
+    return 0;
+  u64 cookie = bpf_get_attach_cookie(ctx);
+  u32 number = cookie >> 32;
+  struct self_test *test = bpf_map_lookup_elem(MAP_SELF_TESTS, &number);
+  if (!test || !test->open)
+    return 0;
+  u64 id = bpf_get_current_pid_tgid();
+  struct witness seen = {.first = PT_REGS_PARM1(ctx), .second = PT_REGS_PARM2(ctx), .third = PT_REGS_PARM3(ctx)};
+  seen.op = cookie & 0xff;
+  seen.test = number;
+  bpf_map_update_elem(MAP_WITNESSES, &id, &seen, 0);
+  __sync_fetch_and_add(&test->seen, 1);
+  return 0;
+}
+
+/* At the relocated place: the witness of this thread's call, if there is one, has seen the same. */
+static __always_inline void compare(struct pt_regs *ctx, u64 cookie, u64 id) {
+  u32 number = cookie >> 32;
+  struct self_test *test = bpf_map_lookup_elem(MAP_SELF_TESTS, &number);
+  if (!test || !test->open)
+    return;
+  struct witness *seen = bpf_map_lookup_elem(MAP_WITNESSES, &id);
+  if (!seen || seen->test != number)
+    return;
+  bool same = seen->first == PT_REGS_PARM1(ctx) && seen->second == PT_REGS_PARM2(ctx) && seen->op == (cookie & 0xff) &&
+              seen->third == (u32)PT_REGS_PARM3(ctx);
+  __sync_fetch_and_add(same ? &test->agreed : &test->disagreed, 1);
+  bpf_map_delete_elem(MAP_WITNESSES, &id);
+}
