@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tests.support.lab import Lab, wait_for
@@ -56,26 +56,36 @@ class Oracle:
 
     def exchanges(self) -> dict[tuple[int, int], list[Seen]]:
         """By (client's port, server's port), in the order of the requests; the witness must be whole."""
+        self.stop()
+        return _pair(self._messages())
+
+    def stop(self) -> None:
+        """Ends the capture; fails if anything was dropped."""
         time.sleep(FLUSH_SECONDS)
         self._dumpcap.send_signal(signal.SIGINT)
         _, summary = self._dumpcap.communicate(timeout=20)
         counts = re.search(rb"received/dropped on interface .*: (\d+)/(\d+) ", summary)
         assert counts is not None, summary
         assert int(counts[2]) == 0, f"the oracle itself lost packets: {summary!r}"
-        return _pair(self._messages())
 
     def _messages(self) -> Iterator[dict[str, str]]:
-        command = ["tshark", "-r", str(self._capture), "-o", f"tls.keylog_file:{self.keylog}", "-Y", "http"]
+        return self.packets("http", FIELDS, PLAIN_BODIES)
+
+    def packets(
+        self, wanted: str, fields: Sequence[str], disabled: Sequence[str] = ()
+    ) -> Iterator[dict[str, str]]:
+        """Fields of each packet that a display filter lets through; several values are joined by commas."""
+        command = ["tshark", "-r", str(self._capture), "-o", f"tls.keylog_file:{self.keylog}", "-Y", wanted]
         for port in self._ports:
             command += ["-d", f"tcp.port=={port},tls"]
-        for protocol in PLAIN_BODIES:
+        for protocol in disabled:
             command += ["--disable-protocol", protocol]
         command += ["-T", "fields", "-E", "separator=/t"]
-        for field in FIELDS:
+        for field in fields:
             command += ["-e", field]
         done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=120)
         for line in done.stdout.splitlines():
-            yield dict(zip(FIELDS, line.split("\t"), strict=True))
+            yield dict(zip(fields, line.split("\t"), strict=True))
 
 
 def _pair(messages: Iterator[dict[str, str]]) -> dict[tuple[int, int], list[Seen]]:

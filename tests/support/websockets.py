@@ -57,7 +57,7 @@ async def main():
                        compression="deflate" if compression == "deflate" else None, ping_interval=None) as socket:
         for step in steps:
             if "text" in step:
-                await socket.send(step["text"])
+                await socket.send(step["text"] * step.get("times", 1))
                 for _ in range(step.get("answers", 1)):
                     received.append(await socket.recv())
             elif "binary" in step:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from spliffd.pb import spliff_pb2
 from tests.support.daemon import Daemon
 from tests.support.http_programs import HttpServer, content, http_client
-from tests.support.lab import Lab, say
+from tests.support.lab import Lab, say, wait_for
 from tests.support.oracle import Oracle, Seen
 from tests.support.servers import Nginx
 from tests.support.swarm import swarm
+from tests.support.websockets import WebSocketServer, websocket_client
 
 SIZES = (0, 1, 16_384, 100_003)
 FIXED = ("/hello", "/missing", "/moved", "/empty")
 AT_LEAST = 499
+LONG = ("_ext_16", "_ext_64")
+"""tshark's names of a WebSocket frame's longer lengths, behind that of the short one."""
 
 
 def of_spliff(exchange: spliff_pb2.Exchange) -> Seen:
@@ -97,3 +101,50 @@ def test_tshark_sees_the_same_exchanges(lab: Lab, daemon: Daemon):
     kinds = {(one.method, one.status) for exchanges in truth.values() for one in exchanges}
     assert {("GET", 200), ("GET", 404), ("GET", 302), ("GET", 204), ("HEAD", 200), ("POST", 200)} <= kinds
     say(f"tshark and spliff agree on {made:,} exchanges on {len(truth):,} connections, at both ends")
+
+
+def test_tshark_counts_the_same_streams_and_messages(lab: Lab, daemon: Daemon):
+    """HTTP/2 streams by their paths, WebSocket messages by type and size."""
+    nginx, socket = Nginx(lab, http2=True), WebSocketServer(lab, deflate=False)
+    oracle = Oracle(lab, [nginx.port, socket.port])
+    keylog = str(oracle.keylog)
+    watch = daemon.watch(messages=True)
+    paths = [f"/hello?stream={number}" for number in range(53)]
+    done = lab.run(
+        "curl", "-sk", "--http2", "--parallel", *map(nginx.url, paths), env={"SSLKEYLOGFILE": keylog}
+    )
+    assert done.stdout == b"hello world\n" * len(paths)
+    steps = [{"text": "x", "times": size} for size in (0, 1, 125, 126, 65_535, 65_536)]
+    websocket_client(
+        lab, socket.port, [*steps, {"text": "burst 31", "answers": 31}], deflate=False, keylog=keylog
+    )
+    sent = len(steps) + 1 + len(steps) + 31 + 2  # texts up and down, and both closes
+    watch.wait_for(2 * (len(paths) + 1))
+    wait_for(lambda: len(watch.items) >= 2 * sent, 30, f"{2 * sent} messages")
+    watch.settle(0.5)
+    watch.stop()
+    oracle.stop()
+
+    streams = Counter()
+    for packet in oracle.packets("http2.headers.path", ("http2.headers.path",)):
+        streams.update(packet["http2.headers.path"].split(","))
+    messages = Counter()
+    length = "websocket.payload_length"
+    for packet in oracle.packets(
+        "websocket", ("websocket.opcode", length, *(length + more for more in LONG))
+    ):
+        longer = {
+            size: iter(packet[length + more].split(","))
+            for size, more in zip(("126", "127"), LONG, strict=True)
+        }
+        short = packet[length].split(",")
+        sizes = [int(next(longer[size]) if size in longer else size) for size in short]
+        messages.update(zip(packet["websocket.opcode"].split(","), sizes, strict=True))
+    opcodes = {"text": "1", "close": "8"}
+    for role in ("client", "server"):
+        seen = [one for one in watch.exchanges if one.connection.role == role and one.protocol == "http2"]
+        assert Counter(one.request.path for one in seen) == streams
+        told = [item.message for item in watch.items if item.message.connection.role == role]
+        assert Counter((opcodes[one.type], one.size) for one in told) == messages
+    assert (streams.total(), messages.total()) == (len(paths), sent)
+    say(f"tshark and spliff agree on {streams.total()} streams and {messages.total()} messages, at both ends")
