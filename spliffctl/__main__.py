@@ -81,7 +81,6 @@ Examples:
   spliffctl watch -b -- curl https://…    one command, with bodies
   spliffctl status --wait 10              wait until the daemon is ready
 
-\b
 Exit status: 0 done, 2 usage, 69 the daemon cannot be reached, 74 a file cannot be
 written, 77 not permitted, 130 interrupted; of `watch -- COMMAND` that of the command.""",
 )

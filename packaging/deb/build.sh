@@ -82,6 +82,7 @@ documents config >"$work/spliffd.toml"
 documents copyright "$site" >"$root/usr/share/doc/spliff/copyright"
 # RECORD lists what was installed, not what is left after trimming; the copyright file needed it.
 rm "$site"/*.dist-info/RECORD
+"$venv/bin/python3" -I -B "$here/manual.py" "$root/usr/share/man" "$SOURCE_DATE_EPOCH"
 documents changelog CHANGELOG.md "$VERSION" "$SOURCE_DATE_EPOCH" | gzip -9n >"$root/usr/share/doc/spliff/changelog.gz"
 chmod 644 "$root"/usr/share/doc/spliff/*
 completion() {

@@ -16,7 +16,7 @@ SHELLS = ("bash", "zsh", "fish")
     "completion",
     epilog="""\b
 Examples:
-  spliffctl completion bash > ~/.local/share/bash-completion/completions/spliffctl
+  spliffctl completion bash > ~/.bash_completion
   spliffctl completion zsh > ~/.zfunc/_spliffctl
   spliffctl completion fish > ~/.config/fish/completions/spliffctl.fish""",
 )

@@ -35,8 +35,7 @@ class Interface(filters.Checked):
 
 @click.command(
     "flows",
-    epilog="""\b
-WIRE says which packet hook saw the flow on which interface, in the order of the
+    epilog="""WIRE says which packet hook saw the flow on which interface, in the order of the
 first packet (tc:wg0,xdp:eth0); "-" means that no hook has seen a packet of it.
 SENT and RCVD are bytes on the first of them, headers included; -v shows more.
 CONNECTION begins with this host's end; the arrow points to who was called.

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @click.command(
     "interfaces",
-    epilog="""\b
-HOOK says where packets are seen: XDP (in the driver; sent packets by TC), TC (in the
+    epilog="""HOOK says where packets are seen: XDP (in the driver; sent packets by TC), TC (in the
 stack), NONE. MODE is native or generic (XDP), tcx or clsact (TC). REASON says why this
 hook, or what the kernel answered; a refused interface is tried again by itself.
 
 \b
 Examples:
   spliffctl interfaces
-  spliffctl interfaces -o json | jq -r 'select(.interface.hook == "NONE") | .interface.name'
-  sudoedit /etc/spliff/spliffd.toml && sudo systemctl reload spliffd    ([interfaces])""",
+  spliffctl interfaces -o json | jq 'select(.interface.hook == "NONE")'
+  sudoedit /etc/spliff/spliffd.toml     (section [interfaces])
+  sudo systemctl reload spliffd""",
 )
 @click.option(
     "-o",

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "libraries",
-    epilog="""\b
-Placement says where the probes of a file sit: "internal" at a cheaper instruction
+    epilog="""Placement says where the probes of a file sit: "internal" at a cheaper instruction
 inside the function, "entry" and "return" at its ends; -v lists each with its proof.
 
 \b

@@ -20,8 +20,7 @@ DEFAULT_COUNT = 50
 
 @click.command(
     "list",
-    epilog="""\b
-The filters are those of spliffctl watch. The number in front is what show takes;
+    epilog="""The filters are those of spliffctl watch. The number in front is what show takes;
 numbers start anew when the daemon does.
 
 \b

@@ -20,8 +20,7 @@ ORDER = {"not": 0, "partly": 1, "covered": 2}
 
 @click.command(
     "processes",
-    epilog="""\b
-A process is covered when probes fired on every TLS connection that packets show of
+    epilog="""A process is covered when probes fired on every TLS connection that packets show of
 it. SEEN is how many of its TLS connections that were; -v shows files and connections.
 
 \b

@@ -11,13 +11,13 @@ import click
 
 @click.command(
     "token",
-    epilog="""\b
-The daemon asks the kernel who runs this, so the token is yours and says nothing else; it starts calls
-for five minutes. spliffctl watch --reveal fetches its own.
+    epilog="""The daemon asks the kernel who runs this, so the token is yours and says nothing
+else; it starts calls for five minutes. spliffctl watch --reveal fetches its own.
 
 \b
 Examples:
-  grpcurl -H "authorization: Bearer $(spliffctl token)" -d '{"reveal": true}' ... spliff.v1.Spliff/Watch""",
+  TOKEN=$(spliffctl token)
+  grpcurl -H "authorization: Bearer $TOKEN" ... spliff.v1.Spliff/Watch""",
 )
 @click.pass_obj
 def command(path: str) -> int:

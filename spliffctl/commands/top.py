@@ -23,8 +23,8 @@ Keys:
   up, down, page up, page down, home   move; the list stands still meanwhile
   f, end       follow the newest again     p, space   pause, and go on
   enter        everything about the exchange
-  /            filter: options as of watch, or an expression; empty: everything
-  c            copy as curl to the terminal's clipboard (OSC 52; works over ssh)
+  /            filter: options of watch, or an expression; empty: everything
+  c            copy as curl to the terminal's clipboard (OSC 52, also by ssh)
   w            write the same to exchange-ID.sh in the current folder
   s            statistics, with the correlation rate
   escape, q    back, quit

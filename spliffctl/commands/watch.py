@@ -78,18 +78,19 @@ Filters of one kind are alternatives, different kinds must all hold:
 means (api.* or example.com) and 5xx. They are evaluated in the daemon.
 
 \b
-An expression names fields as -o json does; with the options above all must hold:
+An expression names fields as -o json does; all must hold, options too:
   --filter 'response.status >= 500 || duration_ns > 250ms'
   --filter 'request.path.matches("^/v[12]/") && !(tls.version in ["TLSv1.3"])'
   --filter '"x-request-id" in request.headers && request.body_size > 1M'
-There are == != < <= > >= in && || ! and brackets; x.startsWith(s) .endsWith(s)
-.contains(s) .matches(regex) .glob(glob) .lowerAscii(), size(x), has(field),
-request.headers["name"]; durations 100ms 1.5s 2m, sizes 64K 1M (bytes).
+There are == != < <= > >= in && || ! and brackets; x.startsWith(s)
+.endsWith(s) .contains(s) .matches(regex) .glob(glob) .lowerAscii(), size(x),
+has(field), request.headers["name"]; durations 100ms 1.5s 2m, sizes 64K 1M.
 
 \b
 Reading the lines:
-  15:11:59.346 → GET https://…  h2 192.0.2.10:48372 → 198.51.100.25:443 curl (403410)
-  15:11:59.639 ← 200 https://…  h2 … curl (403410) 294.3 ms  xdp:eth0
+  15:11:59.346 → GET https://…  h2 192.0.2.10:48372 → 192.0.2.9:443 curl (40)
+  15:11:59.639 ← 200 https://…  h2 … curl (40) 294.3 ms  xdp:eth0
+
 → is a request, ← a response. The addresses are "opener → accepter" of the
 connection: local → remote for a client; remote → local for a server, whose process
 is marked "(812, server)". The last item is the evidence: hook and interface that
@@ -98,12 +99,10 @@ saw the packets, else how plaintext was tied to a socket (nested, fd, thread, ti
 they come. [truncated, 120 bytes missing] marks what was not seen whole; "!! lost" what was lost.
 Strings from the wire are quoted: no control character reaches the terminal.
 
-\b
 A command is started once the watch is in place; with it and its descendants the
 watch ends, and its exit status is returned. Where standard output holds JSON or a file
 format, the command's goes to standard error. --count and --for end the watch, not the command.
 
-\b
 Files (-w): har (HAR 1.2, for browsers' developer tools), pcapng (plaintext as TCP
 packets; wireshark -d tcp.port==443,http shows HTTP/2 too), mitmproxy (mitmproxy -nr).
 Whole also after Ctrl-C or on a full disk; readable by you only.
@@ -114,7 +113,7 @@ Examples:
   spliffctl watch --unit nginx.service --status 5xx -l
   spliffctl watch --host '*.example.com' --method POST -b --body-limit 4K
   spliffctl watch --since 10m --no-follow --status 5xx
-  spliffctl watch --reconnect -o json --field request.path --field response.status
+  spliffctl watch --reconnect -o json --field id --field request.path
   spliffctl watch -o json --for 1m | jq .exchange.request.path
   spliffctl watch --for 1m -w capture.har
   spliffctl watch --unit api.service -w api.pcapng --rotate 100M

@@ -172,6 +172,9 @@ def test_contents(package):
         "/usr/share/doc/spliff/changelog.gz",
         "/usr/share/doc/spliff/copyright",
         "/usr/share/fish/vendor_completions.d/spliffctl.fish",
+        "/usr/share/man/man1/spliffctl.1.gz",
+        "/usr/share/man/man1/spliffctl-watch.1.gz",
+        "/usr/share/man/man8/spliffd.8.gz",
         "/usr/share/spliff/grafana/spliff.json",
         "/usr/share/spliff/prometheus/spliff.rules.yml",
         "/usr/share/zsh/vendor-completions/_spliffctl",
@@ -237,6 +240,8 @@ def test_installation_makes_the_user_and_enables_the_service(installed):
 def test_both_commands_run_where_they_are_installed(installed):
     assert __version__ in installed.run("cd /; spliffctl --version")
     assert __version__ in installed.run("cd /; spliffd --version")
+    assert "Usage: spliffctl top" in installed.run("cd /; spliffctl top --help")
+    assert installed.run("/opt/spliff/bin/python3 -Ic 'import spliffctl.top.app'") == ""
 
 
 def test_the_installed_daemon_finds_bcc_and_its_sources(installed):

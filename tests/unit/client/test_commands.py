@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 from google.protobuf import json_format
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from spliffctl.__main__ import COMMANDS, cli
+from spliffctl.__main__ import COMMANDS, cli, main
 from spliffd.pb import spliff_pb2 as pb
 
 
@@ -40,6 +42,20 @@ def test_status_shows_what_runs(daemon, client, build):
     ]
     as_json = json.loads(client.run("status", "-o", "json").stdout)
     assert as_json == json_format.MessageToDict(daemon.info, preserving_proto_field_name=True)
+
+
+def test_stats_again_and_again(daemon, client):
+    daemon.stats = pb.GetStatsResponse(text="Application layer\n", values={"spliff_flows": 1})
+    watching = client.start("stats", "--interval", "100ms", "--utc")
+    lines = [watching.stdout.readline() for _ in range(6)]
+    assert [line for line in lines if re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n", line)] == lines[::3]
+    assert lines[1] == lines[4] == "Application layer\n"
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(30) == 130
+    watching = client.start("stats", "--watch", "-o", "json", "--interval", "100ms")
+    assert [json.loads(watching.stdout.readline())["values"] for _ in range(2)] == [{"spliff_flows": 1}] * 2
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(30) == 130
 
 
 def test_stats_prints_the_block_as_it_is(daemon, client):
@@ -262,3 +278,13 @@ def test_completion_without_a_known_shell(client):
     done = client.run("completion", env={"SHELL": "/bin/false"})
     assert done.returncode == 2
     assert "say which shell" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_a_terminal_and_ends_with_examples(monkeypatch, capsys, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*name.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    last = text.strip().split("\n\n")
+    assert any(part.lstrip().startswith("Examples:") for part in last[-2:])
