@@ -25,7 +25,7 @@ from typing import Any
 MEGABYTES = 2048
 """LLVM compiles spliff's programs in 400 MB; the rest is for servers, clients and the page cache."""
 
-BOOT_SECONDS = 180
+BOOT_SECONDS = 400
 """Longest first boot: 16 s on an idle machine."""
 
 TIMED_OUT, NO_STATUS = 124, 125

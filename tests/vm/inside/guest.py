@@ -35,7 +35,7 @@ POLL_SECONDS = 0.2
 """Asking costs the one processor that what is waited for needs, too: systemctl takes 0.2 s of it."""
 
 
-def run(*command: str | Path, code: int | None = 0, text: str | None = None, seconds: float = 400) -> str:
+def run(*command: str | Path, code: int | None = 0, text: str | None = None, seconds: float = 900) -> str:
     """Runs a command to its end; its output, and its errors when it ends with another code."""
     done = subprocess.run(
         [*map(str, command)], input=text, capture_output=True, text=True, timeout=seconds, check=False
@@ -46,7 +46,7 @@ def run(*command: str | Path, code: int | None = 0, text: str | None = None, sec
     return done.stdout
 
 
-def sh(script: str, code: int | None = 0, seconds: float = 400) -> str:
+def sh(script: str, code: int | None = 0, seconds: float = 900) -> str:
     """Runs a shell script that stops at the first error."""
     return run("sh", "-euc", script, code=code, seconds=seconds)
 
