@@ -11,7 +11,6 @@ Does no I/O, reads no clock, never raises on any bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.protocols import detect, http2_detect
@@ -21,7 +20,7 @@ from spliffd.protocols.http2_frames import SETTINGS
 from spliffd.protocols.messages import HttpExchange
 from spliffd.protocols.recognise import Recogniser
 from spliffd.protocols.websocket import Room, WebSocket, WebSocketMessage
-from spliffd.protocols.websocket_deflate import negotiated
+from spliffd.protocols.websocket_deflate import EXTENSIONS, negotiated
 
 UNDECIDED, HTTP1, RAW, HTTP2, WEBSOCKET = 0, 1, 2, 3, 4
 SENT, RECEIVED = 0, 1
@@ -34,8 +33,6 @@ SPARED_REST = 256 << 10
 
 NOTHING: Sequence[HttpExchange] = ()
 NO_BYTES: Sequence[tuple[int, int, bytes]] = ()
-
-EXTENSIONS: Final = b"sec-websocket-extensions"
 
 OnBody = Callable[[HttpExchange, bool, bytes], None]
 
@@ -338,6 +335,7 @@ class Connection:
         self.protocol = "http2"
         self._requests_go(client)
         self.http2 = http2 = Http2(self.on_body, joined=self.joined)
+        http2.streams.messages, http2.streams.room = self.messages, self.room
         other = self.pending[1 - direction]
         self.pending[1 - direction] = b""
         side = REQUEST if direction == client else RESPONSE

@@ -31,7 +31,8 @@ class Messages:
 
     def take(self, connection: Connection, *, wanted: bool) -> None:
         """Takes what the connection has finished."""
-        messages, connection.messages = connection.messages, []
+        messages = connection.messages[:]
+        connection.messages.clear()
         for message in messages:
             received = message.from_server == (connection.request_direction == SENT)
             self._words[self._slots[received]] += 1

@@ -153,6 +153,8 @@ class Http2(Reader):
         counter = stream.response_messages if is_response else stream.request_messages
         if counter is not None:
             counter.skip(size)
+        if stream.websocket is not None:
+            self.streams.messages += stream.websocket.gap(is_response, size, 0)
 
     def _gap_in_frame(self, side: Side, size: int, now: int) -> int:
         """The frame's header is here, the end of its payload is lost."""

@@ -181,11 +181,14 @@ class Reader(Blocks):
         message = stream.exchange.response if is_response else stream.exchange.request
         if stream.open and message is not None:
             counter = stream.response_messages if is_response else stream.request_messages
-            if counter is not None or self.on_body is not None:
+            websocket = stream.websocket
+            if counter is not None or self.on_body is not None or websocket is not None:
                 piece = data if take == size else data[pos : pos + take]
                 if counter is not None:
                     counter.feed(piece)
-                if self.on_body is not None:
+                if websocket is not None:
+                    self.streams.messages += websocket.feed(is_response, piece, now)
+                elif self.on_body is not None:
                     self.on_body(stream.exchange, is_response, piece)
             message.body_size += take
             message.end_ns = now

@@ -17,6 +17,8 @@ from spliffd.protocols.http1_fields import Headers
 from spliffd.protocols.http2_fields import fill_request, fill_response, find_status
 from spliffd.protocols.http2_table import Stream, StreamTable
 from spliffd.protocols.messages import RESPONSE_MISSING, HttpExchange, HttpMessage, HttpRequest, HttpResponse
+from spliffd.protocols.websocket import WebSocket
+from spliffd.protocols.websocket_deflate import EXTENSIONS, negotiated
 
 MAX_INTERIM: Final = 64
 """Most interim statuses kept of one response; real ones have one or two."""
@@ -132,7 +134,17 @@ class Streams(StreamTable):
         if (exchange.grpc is not None or response.content_type) and grpc.is_grpc(response):
             grpc.begin_response(exchange)
             stream.response_messages = stream.response_messages or MessageCounter()
+        request = exchange.request
+        if request is not None and request.method == "CONNECT" and 200 <= status < 300:
+            self._connected(stream, request, response)
         return stream
+
+    def _connected(self, stream: Stream, request: HttpRequest, response: HttpResponse) -> None:
+        """Its data is a tunnel's; where it is one of WebSocket (RFC 8441), messages are read from it."""
+        if (b":protocol", b"websocket") in request.headers:
+            agreed = [value for name, value in response.headers if name == EXTENSIONS]
+            stream.websocket = WebSocket(negotiated(b",".join(agreed)), self.room, stream.exchange)
+            stream.exchange.websocket = True
 
     def _trailers(
         self, stream: Stream, message: HttpMessage, fields: Headers, flaw: str, now: int, overhead: int

@@ -24,6 +24,7 @@ from spliffd.protocols.messages import (
     TRUNCATED,
     HttpExchange,
 )
+from spliffd.protocols.websocket import Room, WebSocket, WebSocketMessage
 
 MAX_STREAMS: Final = 4096
 """Most streams open at once; servers allow 100 to 1,000. Beyond it the one that was silent longest of the
@@ -74,6 +75,7 @@ class Stream:
         "request_messages",
         "response_lost",
         "response_messages",
+        "websocket",
     )
 
     def __init__(self, stream_id: int) -> None:
@@ -89,6 +91,8 @@ class Stream:
         self.response_lost = False
         self.request_messages: MessageCounter | None = None
         self.response_messages: MessageCounter | None = None
+        self.websocket: WebSocket | None = None
+        """Reads its data, where it was made a WebSocket (RFC 8441)."""
 
 
 class StreamTable:
@@ -98,6 +102,10 @@ class StreamTable:
         self.out = out
         self.open: dict[int, Stream] = {}
         self.loss = [JOINED_MID_STREAM, JOINED_MID_STREAM] if joined else ["", ""]
+        self.messages: list[WebSocketMessage] = []
+        """Finished ones of streams that are WebSockets; the connection takes them."""
+        self.room = Room()
+        """Memory for those under way."""
         self.reaped = 0
         """Streams that came out for want of room."""
         self.resets = 0
@@ -179,6 +187,8 @@ class StreamTable:
             counter = stream.response_messages if is_response else stream.request_messages
             if counter is not None:
                 counter.lose()
+            if stream.websocket is not None:
+                self.messages += stream.websocket.lose(is_response, 0)
             if is_response:
                 stream.response_lost = True
                 self._silent[stream.id] = stream
@@ -287,6 +297,8 @@ class StreamTable:
             self._silent.pop(stream_id, None)
         if exchange.grpc is not None:
             _count_messages(stream)
+        if stream.websocket is not None:
+            self.messages += stream.websocket.close(0)
         self.out.append(exchange)
 
     def _release_early(self, below: int) -> None:

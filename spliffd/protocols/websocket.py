@@ -212,6 +212,14 @@ class WebSocket:
         side.offset += size
         return self._finished()
 
+    def lose(self, direction: int, now: int) -> Sequence[WebSocketMessage]:
+        """Nobody knows how many bytes of the direction are lost here."""
+        side = self._sides[direction]
+        if side.phase == _CLOSED:
+            return NOTHING
+        self._lose_boundaries(side, GAP, now)
+        return self._finished()
+
     def eof(self, direction: int, now: int) -> Sequence[WebSocketMessage]:
         """The direction has ended: what is unfinished comes out, marked."""
         side = self._sides[direction]

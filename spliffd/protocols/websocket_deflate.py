@@ -15,6 +15,9 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
+EXTENSIONS: Final = b"sec-websocket-extensions"
+"""The header, in lower case, whose value says what was agreed on."""
+
 CHUNK: Final = 64 << 10
 """Bytes inflated at a time."""
 

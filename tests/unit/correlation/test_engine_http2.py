@@ -8,6 +8,7 @@ from wire_records import BEGAN, SERVER, Stage, Tls
 
 from spliffd.kernel import records
 from spliffd.protocols.messages import COMPLETE
+from tests.unit.protocols.websocket_transcripts import Peer
 
 GET = [(":method", "GET"), (":scheme", "https"), (":authority", "api.example.com")]
 OK = [(":status", "200"), ("content-type", "text/plain")]
@@ -147,6 +148,67 @@ def test_a_connection_older_than_the_probes_is_read_from_its_next_request(stage,
     (exchange,) = stage.told.exchanges
     assert (exchange.request.path, exchange.response.body_size) == ("/new", 3)
     assert exchange.state == "joined_mid_stream"  # x-id and others are of before
+
+
+def test_a_websocket_over_http2_becomes_messages(stage):
+    """RFC 8441: one stream is a WebSocket, the others go on as ever."""
+    stage.engine.wants_chunks = True
+    pair = Pair(Tls())
+    pair.server.update_settings({8: 1})  # SETTINGS_ENABLE_CONNECT_PROTOCOL
+    stage.handle(pair.requests(), pair.responses(), pair.requests())
+    ask = [(":method", "CONNECT"), (":protocol", "websocket"), *GET[1:], (":path", "/chat")]
+    pair.client.send_headers(1, ask)
+    pair.get(3, "/other")
+    stage.handle(pair.requests())
+    pair.server.send_headers(1, [(":status", "200"), ("sec-websocket-extensions", "permessage-deflate")])
+    pair.answer(3, b"beside it")
+    stage.handle(pair.responses())
+    client, server = Peer(deflate=True), Peer(server=True, deflate=True)
+    up = client.text("hello") + client.binary(b"x" * 1000, 400)
+    pair.client.send_data(1, up[:9])
+    stage.handle(pair.requests())
+    pair.client.send_data(1, up[9:] + client.close(1000))
+    pair.server.send_data(1, server.text("hello yourself") + server.close(1000), end_stream=True)
+    stage.handle(pair.requests(), pair.responses())
+    pair.client.end_stream(1)
+    stage.handle(pair.requests())
+
+    told = stage.told.messages
+    assert [(m.from_server, m.opcode, m.data[:14]) for m in told] == [
+        (False, 1, b"hello"), (False, 2, b"x" * 14), (False, 8, b"\x03\xe8"), (True, 1, b"hello yourself"),
+        (True, 8, b"\x03\xe8"),
+    ]  # fmt: skip
+    assert {message.state for message in told} == {"complete"}
+    chat = next(one for one in stage.told.exchanges if one.stream_id == 1)
+    assert all(message.exchange is chat for message in told)
+    assert (chat.websocket, chat.state, chat.request.path) == (True, "complete", "/chat")
+    assert [one.stream_id for one in stage.told.exchanges] == [3, 1]
+    assert stage.count("exchanges/websocket/openssl/SOCKET_NESTED/NONE") == 1
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["in a payload", "of frames"])
+def test_a_websocket_over_http2_survives_a_loss(stage, known):
+    stage.engine.wants_chunks = True
+    pair = Pair(Tls())
+    pair.server.update_settings({8: 1})
+    stage.handle(pair.requests(), pair.responses(), pair.requests())
+    pair.client.send_headers(
+        1, [(":method", "CONNECT"), (":protocol", "websocket"), *GET[1:], (":path", "/chat")]
+    )
+    stage.handle(pair.requests())
+    pair.server.send_headers(1, [(":status", "200")])
+    stage.handle(pair.responses())
+    pair.server.send_data(1, Peer(server=True).binary(bytes(range(200)) * 5))
+    data = pair.server.data_to_send()
+    stage.handle(pair.tls.received(data[:300]))
+    pair.tls.lose(1, 100 if known else 2000)
+    if known:
+        stage.handle(pair.tls.received(data[400:]))
+    stage.handle(pair.tls.close())
+    (message,) = stage.told.messages
+    assert message.state == "gap"
+    if known:
+        assert (message.missing_bytes, len(message.data)) == (100, 900)
 
 
 def test_a_loss_costs_the_stream_it_touches(stage):
