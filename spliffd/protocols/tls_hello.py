@@ -35,6 +35,8 @@ VERSIONS: Final = {
     0x0304: "TLSv1.3",
 }
 
+_HELLOS: Final = (bytes([CLIENT_HELLO]), bytes([SERVER_HELLO]))
+
 ALERTS: Final = {
     0: "close_notify", 10: "unexpected_message", 20: "bad_record_mac", 21: "decryption_failed",
     22: "record_overflow", 30: "decompression_failure", 40: "handshake_failure", 41: "no_certificate",
@@ -138,7 +140,7 @@ def read_flight(stream: bytes) -> Flight:
     """Takes records apart up to the first that is encrypted, foreign, or behind a ChangeCipherSpec.
 
     In TLS 1.3 that record means nothing and a second hello may follow it (RFC 8446, appendix D.4), so reading
-    goes on behind it while what follows begins like a hello.
+    goes on behind it while what follows is a hello by type and length; one encrypted record in 256 begins so.
     """
     flight = Flight()
     reader = _Reader(stream)
@@ -155,7 +157,7 @@ def read_flight(stream: bytes) -> Flight:
         elif kind == ALERT:
             if not changed and len(body) == 2:
                 flight.alert = body[0] << 8 | body[1]
-        elif changed and not pending and (not body or body[0] not in (CLIENT_HELLO, SERVER_HELLO)):
+        elif changed and not (body[:1] in _HELLOS and int.from_bytes(body[1:4], "big") == len(body) - 4):
             break  # TLS 1.2: Finished, encrypted
         else:
             pending = _messages(flight, pending + body)
@@ -214,11 +216,11 @@ def _client_hello(body: bytes, complete: bool) -> ClientHello:
 
 
 def read_server_hello(flight: Flight) -> ServerHello | None:
-    """The last ServerHello, and what came behind it."""
+    """The ServerHello, or the one behind a HelloRetryRequest, and what came behind it."""
     found: ServerHello | None = None
     messages = flight.messages
     for index, (kind, body, complete) in enumerate(messages):
-        if kind != SERVER_HELLO:
+        if kind != SERVER_HELLO or (found is not None and not found.retry):
             continue
         found = _server_hello(body, complete)
         if index + 1 < len(messages):

@@ -100,6 +100,22 @@ def test_what_is_encrypted_is_not_read():
     assert flight.alert == 0
 
 
+@pytest.mark.parametrize(
+    "random", [b"\x02\x00\x00\x1crandom", b"\x02random", b"\x02\x00\x00\x20" + b"r" * 28]
+)
+def test_what_is_encrypted_may_look_like_a_hello(random: bytes):
+    """OpenSSL's Finished of TLS 1.2 begins with the byte of a ServerHello once in 256 sessions."""
+    stream = record(22, hellos.server_hello(0xC02B, alpn(b"h2"))) + record(20, b"\x01")
+    for following in (record(22, random), record(22, random.ljust(40, b"r"))):
+        hello = server_of(stream + following)
+        assert (hello.complete, hello.alpn, hello.next_message) == (True, "h2", 20)
+
+
+def test_a_second_server_hello_behind_a_real_one_is_none():
+    stream = record(22, hellos.server_hello(0xC02B, alpn(b"h2"))) + record(22, hellos.server_hello(0x1301))
+    assert server_of(stream).cipher == 0xC02B
+
+
 def test_of_two_server_hellos_the_second_counts():
     """A HelloRetryRequest, the ChangeCipherSpec that hides it, and the real one (RFC 8446, 4.1.4 and D.4)."""
     retry = record(22, hellos.server_hello(0x1301, TLS13, random=RETRY_RANDOM)) + record(20, b"\x01")
