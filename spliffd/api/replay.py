@@ -23,6 +23,11 @@ SLICE = 64
 """Records that are looked at before everybody else has a turn: half a millisecond."""
 
 
+OWNER_PAUSE = 0.004
+"""Seconds between slices for those who may know of own processes only: looking through everybody's history
+for them must not take the processor from the others."""
+
+
 class Archive(Protocol):
     """The file behind history, for readers; empty where there is none."""
 
@@ -77,7 +82,10 @@ class Replay:
             elif position >= history.next_position:
                 return
             else:
-                await asyncio.sleep(0)
+                await self._turn()
+                continue
+            if self._wishes.owner is not None:
+                await self._turn()
 
     async def find(self, number: int) -> Record | None:
         """The exchange with this number, of the wished epoch."""
@@ -93,7 +101,7 @@ class Replay:
                 if told_number == number:
                     return record
             position = records[-1].position + 1
-            await asyncio.sleep(0)
+            await self._turn()
         return None
 
     # ---- where to begin ------------------------------------------------------------------------
@@ -148,8 +156,12 @@ class Replay:
                     position = record.position
             if count:
                 position = begin
-            await asyncio.sleep(0)
+            await self._turn()
         return position
+
+    async def _turn(self) -> None:
+        """Lets everybody else have a turn."""
+        await asyncio.sleep(0 if self._wishes.owner is None else OWNER_PAUSE)
 
     # ---- records -------------------------------------------------------------------------------
 

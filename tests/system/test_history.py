@@ -154,3 +154,12 @@ def test_a_stranger_gets_own_processes_by_the_socket_for_everybody(lab: Lab, rea
     assert (code, "tells of every user's processes" in err) == (77, True)
     code, out, _ = stranger("status")
     assert (code, "/hello" in out) == (0, False)
+
+
+def test_root_switches_the_debug_log_and_the_journal_says_so(daemon: Daemon):
+    assert run(daemon, "debug", "on") == "debug log on (was off)\n"
+    assert run(daemon, "debug", "off") == "debug log off (was on)\n"
+    lines = [line for line in daemon.text().splitlines() if "the debug log is switched" in line]
+    assert len(lines) == 2
+    assert "uid=0" in lines[0]
+    assert "to=on" in lines[0]

@@ -199,3 +199,34 @@ for device in map(devices.read, attacher.links(devices.DUMP)):
         *("v1 TC tcx True", "v1 TC clsact True", "v1 XDP native True"),
         *("v0 TC tcx True", "v0 TC clsact True", "v0 XDP native True"),
     ], done.stderr
+
+
+def test_history_is_kept_below_the_state_directory_without_privileges():
+    folder = Path(f"/var/lib/spliff/test-{uuid.uuid4().hex[:8]}")
+    code = """
+from spliffd import counters, privileges, seccomp
+from spliffd.api.archive import DiskArchive
+from spliffd.api.history import Record
+from spliffd.config import History
+folder = sys.argv[1]
+region = counters.Area.create().api
+os.mkdir(folder, 0o700)
+os.chown(folder, account.pw_uid, account.pw_gid)
+privileges.drop(account.pw_uid, account.pw_gid)
+seccomp.api()
+disk = DiskArchive(History(path=f"{folder}/history.db"), region)
+assert disk.open() == 1
+disk.offer([Record(1, 1, 1, 0, 5, 1, False, b"message", b"", b"", [])])
+disk.close()
+again = DiskArchive(History(path=f"{folder}/history.db"), region)
+print(again.open(), region.get("history_dropped"), oct(os.stat(f"{folder}/history.db").st_mode & 0o777))
+again.close()
+"""
+    try:
+        assert python(code, str(folder)).split()[:2] == ["2", "0"]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    unit = (ROOT / "packaging/systemd/spliffd.service").read_text()
+    assert (
+        "StateDirectoryMode=0711" in unit
+    )  # user spliff passes through to its own folder, and sees no other

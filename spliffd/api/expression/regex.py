@@ -25,8 +25,8 @@ MAX_STATES = 512
 MAX_CELLS = 65536
 """Numbers in its table, states x classes of characters: 0.5 MiB."""
 
-MAX_STEPS = 400_000
-"""Steps that making it may take: 0.1 s, once for a watch."""
+MAX_STEPS = 100_000
+"""Steps that making it may take: some 20 ms, once for a watch; patterns that people write take a tenth."""
 
 MAX_TEXT = 16384
 """Characters of a text that are looked at, 1 ms: paths and headers are shorter, and who sends more decides
