@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from spliffd import __version__, counters
+from spliffd import __version__, counters, coverage_series
 from spliffd.counters import Area, Region
 from spliffd.series import Family, Sample, counter, exposition, gauge, labelled, values
 
@@ -325,28 +325,7 @@ def _host(readings: Readings) -> list[Family]:
             "result",
             [("passed", supervisor["placements_tested"]), ("taken_back", supervisor["placement_fallbacks"])],
         ),
-        Family(
-            "spliff_processes",
-            "gauge",
-            "Processes that speak TLS, by whether it is seen decrypted, and why not.",
-            [
-                Sample("", (("covered", "covered"), ("reason", "")), supervisor["processes_covered"]),
-                *(
-                    Sample(
-                        "",
-                        (("covered", covered), ("reason", reason)),
-                        supervisor[f"processes_{covered}_{reason}"],
-                    )
-                    for covered in ("partly", "not")
-                    for reason in counters.REASONS
-                ),
-            ],
-        ),
-        counter(
-            "spliff_processes_forgotten_total",
-            "Processes that the coverage ledger had no more room for.",
-            supervisor["processes_forgotten"],
-        ),
+        *coverage_series.families(supervisor),
         counter("spliff_execs_total", "Program starts seen.", supervisor["execs_seen"]),
         counter(
             "spliff_mappings_lost_total",

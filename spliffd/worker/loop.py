@@ -346,13 +346,11 @@ class Loop:
 
     def _tell_nameless(self) -> None:
         """The supervisor keeps the ledger of which process's connections are seen."""
-        nameless = self._engine.nameless
-        if not nameless:
-            return
-        ended = [(pid, start_ns, count) for (pid, start_ns), count in nameless.items()]
-        with contextlib.suppress(BlockingIOError):  # it is busy: the next pass tells
-            self._control.send(ipc.encode(ipc.Nameless(ended)))
-            nameless.clear()
+        if nameless := self._engine.nameless:
+            ended = [(*process, count) for process, count in nameless.items()]
+            with contextlib.suppress(BlockingIOError):  # it is busy: the next pass tells
+                self._control.send(ipc.encode(ipc.Nameless(ended)))
+                nameless.clear()
 
     def _demand(self, demand: ipc.Demand) -> None:
         self._demanded = True
