@@ -65,8 +65,9 @@ def main() -> int:
             statuses = list(pool.map(lambda life: _runs(*life, options), lives))
     if options.command:
         return max(statuses)
-    here = [] if options.files else host.ways(RESULTS / "host", say)
-    wrong = [
+    status, here = (0, []) if options.files else host.ways(RESULTS / "host", say)
+    wrong = [f"this machine's kernel: status {status}"] if status else []
+    wrong += [
         f"kernel {guest.image.kernel}, {disk}: status {status}"
         for (guest, disk), status in zip(lives, statuses, strict=True)
         if status

@@ -18,8 +18,8 @@ from tests.vm import report
 FILES = ("tests/vm/ways/test_daemon.py",)
 
 
-def ways(folder: Path, say: Callable[[str, str], None]) -> list[report.Figure]:
-    """Runs the tests; their JUnit file and figures go into ``folder``."""
+def ways(folder: Path, say: Callable[[str, str], None]) -> tuple[int, list[report.Figure]]:
+    """Runs the tests, returns pytest's status and the figures; they and the JUnit file go into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = folder / "figures.jsonl"
     done = subprocess.run(
@@ -30,4 +30,4 @@ def ways(folder: Path, say: Callable[[str, str], None]) -> list[report.Figure]:
     )  # fmt: skip
     for line in done.stdout.splitlines():
         say("host", line)
-    return report.read(figures)
+    return done.returncode, report.read(figures)
