@@ -46,8 +46,6 @@ SESSIONS = (
          "tests/kernel/test_flow_life.py::test_both_ends_from_open_to_close[127.0.0.1--4]",
          "tests/kernel/test_flow_life.py::test_connections_older_than_the_programs_are_seeded[True]",
          "tests/kernel/test_packets_hooked.py::test_a_path_through_the_host_lists_its_interfaces_in_order",
-         "tests/kernel/test_first_mapped.py::test_each_file_is_told_once",
-         "tests/kernel/test_ktls.py::test_ktls[ktls-when it closes]",
          "tests/kernel/test_boundaries.py::test_reused_pointers_are_different_connections",
          "tests/kernel/test_boundaries.py::test_a_killed_process_ends_its_connections"),
     ),
