@@ -24,7 +24,7 @@ _HEADER = 8
 
 WRAP_BYTES = (256 + 16) << 10
 """More than the largest record (256 KiB of payload and its headers), in whole pages; a test compares it with
-the sizes in bpf/tls.bpf.c."""
+the sizes in bpf/emit.bpf.c."""
 
 
 class Ring:

@@ -37,7 +37,7 @@ def client(lab: Lab, port: int, mode: str, size: int, total: int, host: str = "1
         (16383, 2 * MIB + 1),
         (16384, 2 * MIB),
         (16385, 2 * MIB + 1),
-        (256 * 1024, 2 * MIB),  # one large piece of bpf/tls.bpf.c
+        (256 * 1024, 2 * MIB),  # one large piece of bpf/emit.bpf.c
         (256 * 1024 + 1, 2 * MIB),
         (256 * 1024 + 16385, 2 * MIB + 1),
         (MIB, 4 * MIB),
