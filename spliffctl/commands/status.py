@@ -53,8 +53,9 @@ Examples:
     show_default=True,
     help="json: one object.",
 )
+@click.option("--utc", is_flag=True, help="Times in UTC instead of local time.")
 @click.pass_obj
-def command(path: str, seconds: float | None, form: str) -> int:
+def command(path: str, seconds: float | None, form: str, utc: bool) -> int:
     """Show what runs, what it captures, and how well it is."""
     from spliffctl import client
     from spliffctl.output import Output
@@ -71,7 +72,9 @@ def command(path: str, seconds: float | None, form: str) -> int:
 
         output.write(to_json(answer) + "\n")
     else:
-        output.write("".join(line + "\n" for line in _lines(answer, palette("auto", output.fd))))
+        output.write(
+            "".join(line + "\n" for line in _lines(answer, palette("auto", output.fd), units.Clock(utc=utc)))
+        )
     return 0
 
 
@@ -96,11 +99,11 @@ def _wait_until_serving(path: str, seconds: float) -> None:
         time.sleep(RETRY_S)
 
 
-def _lines(info: pb.GetInfoResponse, palette: Palette) -> list[str]:
+def _lines(info: pb.GetInfoResponse, palette: Palette, clock: units.Clock) -> list[str]:
     from spliffctl.render.quote import quote
     from spliffctl.render.table import table
 
-    started = units.Clock().date_and_time(info.start_time_ns) if info.start_time_ns else "?"
+    started = clock.date_and_time(info.start_time_ns) if info.start_time_ns else "?"
     facts = [
         ("spliffd", info.version),
         ("host", info.hostname),

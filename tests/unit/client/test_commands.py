@@ -58,6 +58,13 @@ def test_stats_again_and_again(daemon, client):
     assert watching.wait(30) == 130
 
 
+def test_times_are_local_or_utc(daemon, client, build):
+    daemon.info = pb.GetInfoResponse(start_time_ns=build.noon)
+    berlin = {"TZ": "CET-1"}
+    assert "2026-11-22 13:00:00" in client.run("status", env=berlin).stdout
+    assert "2026-11-22 12:00:00" in client.run("status", "--utc", env=berlin).stdout
+
+
 def test_stats_prints_the_block_as_it_is(daemon, client):
     daemon.stats = pb.GetStatsResponse(
         text="Correlation\n  rate  100.0 %\n\nLosses\n  none\n",
