@@ -13,7 +13,7 @@ from tests.support.lab import Lab, wait_for
 from tests.support.servers import Nginx
 
 ASKED = 53
-LARGE = 67 << 20
+LARGE = 31 << 20
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_large_body_that_nobody_wants_is_counted_and_not_copied(lab: Lab, daem
         "curl",
         "-sSk",
         "--limit-rate",
-        "64M",
+        "16M",
         "-o",
         "/dev/null",
         server.url("/large.bin"),
