@@ -1319,9 +1319,9 @@ class Handshake(_message.Message):
     SUCCESS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     time_ns: _builtins.int
-    """When it ended."""
+    """When it ended; when its end was not seen, no later than this."""
     duration_ns: _builtins.int
-    """From the first call to the last."""
+    """From the first call to the last; unset when it was inside of a first read or write."""
     success: _builtins.bool
     """Whether it succeeded."""
     reason: _builtins.str
