@@ -11,8 +11,9 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["spliffd"]):
-    from spliffd.protocols.websocket import MAX_KEPT, Room, WebSocket, WebSocketMessage
+    from spliffd.protocols.websocket import MAX_KEPT, WebSocket
     from spliffd.protocols.websocket_deflate import Agreed
+    from spliffd.protocols.websocket_message import Room, WebSocketMessage
 
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.protocol import Protocol, Side, State

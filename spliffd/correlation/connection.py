@@ -19,8 +19,9 @@ from spliffd.protocols.http2 import Http2
 from spliffd.protocols.http2_frames import SETTINGS
 from spliffd.protocols.messages import HttpExchange
 from spliffd.protocols.recognise import Recogniser
-from spliffd.protocols.websocket import Room, WebSocket, WebSocketMessage
+from spliffd.protocols.websocket import WebSocket
 from spliffd.protocols.websocket_deflate import EXTENSIONS, negotiated
+from spliffd.protocols.websocket_message import Room, WebSocketMessage
 
 UNDECIDED, HTTP1, RAW, HTTP2, WEBSOCKET = 0, 1, 2, 3, 4
 SENT, RECEIVED = 0, 1

@@ -27,7 +27,7 @@ from spliffd.counters import LIBRARIES, PROTOCOLS, Region, exchange_slot
 from spliffd.kernel import records
 from spliffd.kernel.unwanted import CALL_BYTES as SPARED_CALL
 from spliffd.protocols.messages import COMPLETE, HttpExchange
-from spliffd.protocols.websocket import Room, WebSocketMessage
+from spliffd.protocols.websocket_message import Room, WebSocketMessage
 
 MAX_CONNECTIONS = 16384
 """Live connections: about 3 KiB each, 48 MiB at the bound. The oldest goes first, and is counted."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from spliffd.correlation.connection import SENT, Connection
 from spliffd.counters import Region
-from spliffd.protocols.websocket import WebSocketMessage
+from spliffd.protocols.websocket_message import WebSocketMessage
 
 MAX_WAITING: Final = 1024
 """Messages that wait until the exchange before them is out; beyond it they overtake it."""

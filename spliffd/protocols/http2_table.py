@@ -24,7 +24,8 @@ from spliffd.protocols.messages import (
     TRUNCATED,
     HttpExchange,
 )
-from spliffd.protocols.websocket import Room, WebSocket, WebSocketMessage
+from spliffd.protocols.websocket import WebSocket
+from spliffd.protocols.websocket_message import Room, WebSocketMessage
 
 MAX_STREAMS: Final = 4096
 """Most streams open at once; servers allow 100 to 1,000. Beyond it the one that was silent longest of the

@@ -14,7 +14,7 @@ from spliffd.protocols import websocket_frames as frames
 from spliffd.protocols.mask_bodies import body_mask
 from spliffd.protocols.masking import Masker
 from spliffd.protocols.messages import HttpExchange, HttpRequest
-from spliffd.protocols.websocket import WebSocketMessage
+from spliffd.protocols.websocket_message import WebSocketMessage
 from spliffd.worker.encode import connection_prefix, summary, traffic_piece
 
 

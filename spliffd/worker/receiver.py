@@ -17,7 +17,7 @@ from spliffd.counters import Region
 from spliffd.pb import spliff_pb2
 from spliffd.protocols.masking import Masker
 from spliffd.protocols.messages import COMPLETE, IN_PROGRESS, HttpExchange
-from spliffd.protocols.websocket import WebSocketMessage
+from spliffd.protocols.websocket_message import WebSocketMessage
 from spliffd.worker.bodies import MAX_HELD, PART_BYTES, Bodies, Half
 from spliffd.worker.encode import connection_prefix, exchange_bytes, summary, traffic_piece
 from spliffd.worker.heads import Heads

@@ -18,7 +18,7 @@ from spliffd.kernel import records
 from spliffd.kernel.flows import Flow, Hop
 from spliffd.kernel.hellos import Hello
 from spliffd.protocols.messages import HttpExchange
-from spliffd.protocols.websocket import WebSocketMessage
+from spliffd.protocols.websocket_message import WebSocketMessage
 
 CLIENT, SERVER = 1, 2
 OPENSSL = 1

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spliffd.protocols import websocket, websocket_deflate
-from spliffd.protocols.websocket import CLIENT, MAX_KEPT, SERVER, Room, WebSocket
+from spliffd.protocols import websocket_deflate, websocket_message
+from spliffd.protocols.websocket import CLIENT, MAX_KEPT, SERVER, WebSocket
 from spliffd.protocols.websocket_deflate import Agreed, negotiated
 from spliffd.protocols.websocket_frames import MAX_SEARCH, unmask
+from spliffd.protocols.websocket_message import Room
 from tests.unit.protocols.websocket_transcripts import Peer, read, told
 
 DEFLATE = Agreed(deflate=True)
@@ -107,7 +108,7 @@ def test_the_beginning_of_a_large_message_is_kept_and_its_size_told():
         socket = WebSocket(Agreed(deflate), room)
         (message,) = socket.feed(CLIENT, peer.binary(body, 1000, MAX_KEPT), 1)
         assert (message.data, message.size, message.state) == (body[:MAX_KEPT], len(body), "complete")
-        assert room.left == websocket.MAX_HELD
+        assert room.left == websocket_message.MAX_HELD
         assert [m.data for m in socket.feed(CLIENT, peer.text("next"), 1)] == [b"next"]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame, Opcode
 
-from spliffd.protocols.websocket import CLIENT, Room, WebSocket, WebSocketMessage
+from spliffd.protocols.websocket import CLIENT, WebSocket
 from spliffd.protocols.websocket_deflate import Agreed
+from spliffd.protocols.websocket_message import Room, WebSocketMessage
 
 Told = tuple[bool, int, bytes, str]
 """From the server, opcode, data, state."""
