@@ -24,7 +24,7 @@ for comparing, not for planning.
 
 """
 
-WAYS = ("doctor: ", "in use: ", "socket named by")
+WAYS = ("doctor: ", "in use: ")
 """Subjects about the way taken; they make the first table."""
 
 
