@@ -67,9 +67,11 @@ def main() -> int:
 
     tables = Tables(args.conns_fd, args.speakers_fd, args.flows_fd, args.hellos_fd)
     look: Look = tables.hops
+    glance: Look = look
     if faults.FLOW_DELAY in os.environ:
         try:
-            look = faults.late(look, faults.flow_delay(os.environ[faults.FLOW_DELAY]), time.monotonic_ns)
+            delay = faults.flow_delay(os.environ[faults.FLOW_DELAY])
+            look, glance = faults.late(look, delay, time.monotonic_ns)
         except UsageError as error:
             control.send(ipc.encode(ipc.Failed(error.message, error.remedy)))
             return 1
@@ -87,7 +89,7 @@ def main() -> int:
             control.send(ipc.encode(ipc.EnterOwners()))
 
     flows_of = ProcessFlows(args.flows_fd, time.monotonic_ns, ask_owners)
-    looks = Kernel(look, flows_of, Hooked(area.supervisor), tables.hello)
+    looks = Kernel(look, flows_of, Hooked(area.supervisor), tables.hello, glance)
     loop = Loop(
         args.number, ring, armed, control, counters, kernel, tables, looks, flows_of.owners_entered,
         unwanted.until,

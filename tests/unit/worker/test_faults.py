@@ -15,7 +15,7 @@ HOPS = (Hop(1, 2, 3, 4, 5, 6, 7),)
 
 def test_each_socket_is_late_by_itself():
     now = [1_000 * MS]
-    look = faults.late(lambda cookie: HOPS, 20 * MS, lambda: now[0])
+    look, _ = faults.late(lambda cookie: HOPS, 20 * MS, lambda: now[0])
     assert look(1) == ()
     now[0] += 19 * MS
     assert (look(1), look(2)) == ((), ())
@@ -25,15 +25,25 @@ def test_each_socket_is_late_by_itself():
     assert (look(1), look(2)) == (HOPS, HOPS)
 
 
+def test_a_glance_is_no_question():
+    now = [0]
+    look, glance = faults.late(lambda cookie: HOPS, 20 * MS, lambda: now[0])
+    assert glance(1) == ()
+    now[0] += 30 * MS
+    assert (glance(1), look(1), glance(1)) == ((), (), ())
+    now[0] += 20 * MS
+    assert (glance(1), look(1)) == (HOPS, HOPS)
+
+
 def test_never_is_never():
-    look = faults.late(lambda cookie: HOPS, faults.flow_delay("never"), lambda: NEVER - 1)
+    look, _ = faults.late(lambda cookie: HOPS, faults.flow_delay("never"), lambda: NEVER - 1)
     assert look(1) == look(1) == ()
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):
     monkeypatch.setattr(faults, "MAX_SOCKETS", 3)
     now = [0]
-    look = faults.late(lambda cookie: HOPS, 5, lambda: now[0])
+    look, _ = faults.late(lambda cookie: HOPS, 5, lambda: now[0])
     for cookie in range(4):
         look(cookie)
     now[0] = 9
