@@ -121,9 +121,10 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx) {
   u64 id = bpf_get_current_pid_tgid();
   bpf_map_delete_elem(MAP_CALLS, &id); /* exec_id has changed */
   connections_end(id >> 32);
-  if (!admitted())
-    return 0;
   u32 zero = 0;
+  struct settings *settings = bpf_map_lookup_elem(MAP_SETTINGS, &zero);
+  if (!settings || !settings->enabled || !in_scope(settings)) /* not admitted(): that counts TLS calls */
+    return 0;
   struct exec *exec = bpf_map_lookup_elem(MAP_EXEC, &zero);
   if (!exec)
     return 0;

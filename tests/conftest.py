@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 
 from tests.support import pure
+
+# A shared machine may stop any example for a while; speed lives in bench/.
+hypothesis.settings.register_profile("spliff", deadline=None)
+hypothesis.settings.load_profile("spliff")
 
 if pure.wanted():
     pure.sources_only()

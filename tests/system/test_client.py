@@ -208,7 +208,7 @@ def test_status_stats_and_libraries(lab: Lab, daemon: Daemon, server: Nginx):
     told = ask("status")
     assert f"cgroup {lab.cgroup}" in told
     assert f"path {lab.folder}/*" in told
-    assert re.search(r"^health +1 libraries probed, 2 exchanges, 100.0% with socket", told, re.MULTILINE)
+    assert re.search(r"^health +2 libraries probed, 2 exchanges, 100.0% with socket", told, re.MULTILINE)
     assert f"supervisor ({daemon.process.pid})" in told
     assert re.search(r"^sockets +ok +", told, re.MULTILINE)
     assert json.loads(ask("status", "-o", "json"))["processes"] == daemon.pids()

@@ -263,7 +263,7 @@ def test_children_have_no_privileges_and_only_the_descriptors_they_need(lab: Lab
 
     worker = found["worker"]
     assert worker.pop(RINGBUF) == 1 + 2  # its ring, and the copies that Python's mmap keeps of it
-    assert worker.pop(LRU_HASH) == 3  # connections, speakers and flows, for looking only
+    assert worker.pop(LRU_HASH) == 4  # connections, speakers, flows and hellos, for looking only
     for fd in Path(f"/proc/{pids['worker 0']}/fdinfo").iterdir():
         info = fd.read_text()
         if "map_type:\t9\n" in info:

@@ -7,6 +7,7 @@ attaches to nothing else.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -269,7 +270,7 @@ def test_ready_is_said_when_probes_are_attached(lab: Lab, manager: ServiceManage
     assert "cgroup" in kinds
     assert kinds & {"uprobe_multi", "perf_event"}
     assert message["READY"] == "1"
-    assert message["STATUS"].startswith("1 libraries probed, 0 exchanges")
+    assert re.match(r"[12] libraries probed, 0 exchanges", message["STATUS"])  # libcrypto is probed, too
     assert [told for _, told in manager.told if "READY" in told] == [message]
     daemon.stop()
     assert manager.wait("STOPPING")["STOPPING"] == "1"

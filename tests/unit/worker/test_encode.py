@@ -260,7 +260,9 @@ wire_bytes = st.one_of(
     ),
     st.sampled_from([130, 2000, 17_000]).map(lambda n: b"\xff" * n),
 )
-headers = st.lists(st.tuples(wire_bytes, wire_bytes), max_size=4)
+names = wire_bytes.filter(lambda name: name.lower().decode("latin-1") not in Access().mask_headers)
+"""Hypothesis takes constants of the tested modules for examples, and masked headers have a test of their own."""
+headers = st.lists(st.tuples(names, wire_bytes), max_size=4)
 clock = st.one_of(st.just(0), st.integers(1, 1 << 60))
 
 
