@@ -57,7 +57,7 @@ class Attached:
 
 
 CLOSERS = 64
-"""Links that are closed at a time."""
+"""Files that are detached from at a time."""
 
 
 def close_all(every: list[Attached]) -> None:
@@ -66,12 +66,9 @@ def close_all(every: list[Attached]) -> None:
     Each link waits until no program runs that may be its own, 50 ms on a busy host; those that wait at the
     same time wait for the same moment.
     """
-    fds = [fd for one in every for fd in one.fds]
-    for one in every:
-        one.fds = []
-    if fds:
-        with ThreadPoolExecutor(min(CLOSERS, len(fds))) as closers:
-            list(closers.map(os.close, fds))
+    if every:
+        with ThreadPoolExecutor(min(CLOSERS, len(every))) as closers:
+            list(closers.map(lambda one: one.close(), every))
 
 
 _GO_RETURN = {"read": "go_read", "write": "go_wrote"}

@@ -18,7 +18,7 @@ import msgspec
 
 from spliffd.counters import Region
 from spliffd.journal import logger
-from spliffd.kernel.links import Attached, Probe
+from spliffd.kernel.links import Attached, Probe, close_all
 from spliffd.stages.self_tests import SelfTests, Verdict
 from spliffd.targets.sites import Inspection, Site
 
@@ -126,8 +126,8 @@ class Placements:
             self._timer.cancel()
         if self._judging is not None:
             self._judging.cancel()
+        close_all([trial.witnesses for trial in self._trials])
         for trial in self._trials:
-            trial.witnesses.close()
             os.close(trial.fd)
         self._trials.clear()
 
