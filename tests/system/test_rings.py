@@ -43,6 +43,7 @@ def test_the_ring_is_swapped_under_traffic_and_nothing_is_lost(lab: Lab):
             paths = [{"path": f"/down?seed=1&size=997&total=1994&n={made[0] + n}"} for n in range(REQUESTS)]
             http_client(lab, server.port, paths)
             made[0] += REQUESTS
+            heads.wait_for(2 * made[0])  # or this watcher's queue would fill: it shares the processors
 
     thread = threading.Thread(target=traffic)
     thread.start()
