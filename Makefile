@@ -27,7 +27,7 @@ run: compiled
 	$(BIN)/spliffd
 
 test: compiled
-	$(BIN)/pytest
+	$(BIN)/pytest --durations=40
 	SPLIFF_PURE=1 $(BIN)/pytest -q tests/unit/protocols tests/unit/correlation tests/unit/worker tests/unit/api
 
 # The package under a real systemd, on older kernels, in virtual machines: see tests/vm.

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from spliffd.kernel import links, records
-from spliffd.stages.libraries import probe_of
+from spliffd.stages.placements import probe_of
 from spliffd.targets.inspector import inspect_fd
 from spliffd.targets.sites import Inspection
 from tests.support import golang
