@@ -7,6 +7,8 @@ again and again, on a terminal in place. Never computes a figure of its own: rat
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +75,9 @@ def command(path: str, form: str, watch: bool, interval: float | None, utc: bool
         output.write(_shown(client.call(path, ask), form))
         return 0
     in_place = form == "text" and os.isatty(output.fd)
+    # Not as an exception: one that is raised inside of gRPC's own code can be lost there.
+    interrupted = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     while True:
         shown = _shown(client.call(path, ask), form)
         if form == "text":
@@ -80,7 +85,8 @@ def command(path: str, form: str, watch: bool, interval: float | None, utc: bool
         if in_place:
             shown = HOME + shown.replace("\n", CLEAR_LINE + "\n") + CLEAR_BELOW
         output.write(shown)
-        time.sleep(interval or INTERVAL_S)
+        if interrupted.wait(interval or INTERVAL_S):
+            raise KeyboardInterrupt
 
 
 def _shown(answer: pb.GetStatsResponse, form: str) -> str:

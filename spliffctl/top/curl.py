@@ -79,6 +79,6 @@ def _word(text: str) -> str:
 
 
 def _octal(data: bytes) -> str:
-    """An argument of printf that gives these bytes."""
-    safe = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 -_.,:;/?&=+<>{}[]()@"
+    """An argument of printf that gives these bytes; it must not begin like an option."""
+    safe = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _.,:;/?&=+<>{}[]()@"
     return "'" + "".join(chr(byte) if byte in safe else f"\\{byte:03o}" for byte in data) + "'"

@@ -275,6 +275,7 @@ class Interfaces:
         self._count()
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error
+        self._work()  # what was marked between the task's last look and this call had nobody to do it
 
     async def _run(self) -> None:
         while not self._closing and self._busy():
