@@ -39,9 +39,9 @@ json.dump(done, sys.stdout)
 """FOLDER COUNT PARALLEL URL: prints number, pid, exit code and output of each curl."""
 
 
-SHARE = 0.75
-"""Of the first requests, captured for certain. On two cores that nothing else uses it is more than 0.99; a host
-that does other things leaves the daemon less time between the mapping of a library and its first use."""
+SHARE = 0.99 if COUNT > 101 else 0.5
+"""Of the first requests, captured for certain. A host that does other things leaves the daemon less time between
+the mapping of a library and its first use, so only the long run, on a quiet machine, is held to the target."""
 
 
 def test_every_newcomer_is_captured_or_accounted_for(lab: Lab, daemon: Daemon, server: Nginx):
