@@ -36,6 +36,7 @@ def end(watcher: subprocess.Popen) -> str:
 
 def test_what_nobody_watched_is_listed_shown_and_watched_later(lab: Lab, daemon: Daemon):
     server = Nginx(lab)
+    daemon.wait_attached()
     for n in range(11):
         assert (
             lab.run("curl", "-sk", server.url(f"/hello?n={n}"), "-H", "Cookie: secret=1009").returncode == 0
@@ -75,6 +76,7 @@ def test_a_watcher_that_reconnects_sees_nothing_twice_and_every_gap_announced(
     lab.folder.chmod(0o755)
     daemon = Daemon(lab, config=disk)
     server = Nginx(lab)
+    daemon.wait_attached()
     out = tmp_path / "seen.jsonl"
     with out.open("wb") as file:
         watcher = daemon.client("watch", "--reconnect", "-o", "json", stdout=file)
@@ -131,6 +133,7 @@ def test_an_exchange_survives_the_daemon(lab: Lab):
     lab.folder.chmod(0o755)
     daemon = Daemon(lab, config=disk)
     server = Nginx(lab)
+    daemon.wait_attached()
     assert lab.run("curl", "-sk", server.url("/hello?kept")).returncode == 0
     wait_for(lambda: run(daemon, "list").count("/hello?kept") == 2, 30, "both ends")
     daemon.stop()
@@ -142,6 +145,7 @@ def test_an_exchange_survives_the_daemon(lab: Lab):
 def test_a_stranger_gets_own_processes_by_the_socket_for_everybody(lab: Lab, readable: Path):
     daemon = Daemon(lab, config='[access]\nusers = "own"\n')
     server = Nginx(lab)
+    daemon.wait_attached()
     assert lab.run("curl", "-sk", server.url("/hello?roots")).returncode == 0
     wait_for(lambda: run(daemon, "list").count("/hello?roots") == 2, 30, "root's exchange")
 

@@ -47,6 +47,7 @@ def test_many_idle_processes_at_start(lab: Lab):
     attached = daemon.text().count("attached path=")
     assert attached == 1  # one file, whoever maps it
     server = Nginx(lab)
+    daemon.wait_attached()
     watch = daemon.watch(filter=pb.Filter(comms=["curl"]))
     assert lab.run("curl", "-sk", server.url("/hello?among-many")).returncode == 0
     watch.wait_for(1)

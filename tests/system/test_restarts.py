@@ -71,6 +71,7 @@ def replaced(daemon: Daemon, name: str, old: int, seconds: float = 10.0) -> floa
 
 def test_a_killed_worker_comes_back_and_the_ring_kept_what_came_meanwhile(lab: Lab, daemon: Daemon):
     server = Nginx(lab)
+    daemon.wait_attached()
     watch = daemon.watch()
     with Visitor(lab, server) as visitor:
         visitor.more()
@@ -100,6 +101,7 @@ def test_a_killed_worker_comes_back_and_the_ring_kept_what_came_meanwhile(lab: L
 
 def test_a_worker_that_is_down_for_long_loses_nothing_that_the_ring_holds(lab: Lab, daemon: Daemon):
     server = Nginx(lab)
+    daemon.wait_attached()
     watch = daemon.watch()
     for deaths in range(3):  # the third restart in a row waits for a second
         old = daemon.pids()["worker 0"]
@@ -125,6 +127,7 @@ def test_a_worker_that_is_down_for_long_loses_nothing_that_the_ring_holds(lab: L
 
 def test_a_killed_api_comes_back_and_its_watchers_are_told(lab: Lab, daemon: Daemon):
     server = Nginx(lab)
+    daemon.wait_attached()
     errors: list[grpc.RpcError] = []
     call = daemon.stub().Watch(spliff_pb2.WatchRequest())
     next(call)  # Started
@@ -173,6 +176,7 @@ def drain(call, errors: list[grpc.RpcError]) -> None:
 
 def test_both_killed_at_once(lab: Lab, daemon: Daemon):
     server = Nginx(lab)
+    daemon.wait_attached()
     for _ in range(2):
         pids = daemon.pids()
         for name in ("worker 0", "api"):

@@ -33,6 +33,7 @@ def resident(daemon: Daemon) -> int:
 def test_the_ring_is_swapped_under_traffic_and_nothing_is_lost(lab: Lab):
     daemon = Daemon(lab)
     server = HttpServer(lab)
+    daemon.wait_attached()
     heads = daemon.watch()
     small = resident(daemon)
     stop = threading.Event()

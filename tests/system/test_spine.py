@@ -53,6 +53,7 @@ def check_both_ends(
 
 def test_every_fresh_curl_is_seen_at_both_ends(lab: Lab, daemon: Daemon):
     server = Nginx(lab)
+    daemon.wait_attached()
     watch = daemon.watch()
     runs = swarm(lab, FRESH, ["curl", "-sk", "-o", "/dev/null", server.url("/hello?n={n}")])
     watch.wait_for(2 * FRESH)
@@ -64,6 +65,7 @@ def test_every_fresh_curl_is_seen_at_both_ends(lab: Lab, daemon: Daemon):
 
 def test_every_fresh_python_is_seen_with_the_kernels_cookie(lab: Lab, daemon: Daemon):
     server = Nginx(lab)
+    daemon.wait_attached()
     watch = daemon.watch()
     command = [PYTHON, "-c", FRESH_PYTHON, "127.0.0.1", str(server.port), "/hello?n={n}"]
     runs = swarm(lab, FRESH, command)
@@ -83,6 +85,7 @@ def test_every_fresh_python_is_seen_with_the_kernels_cookie(lab: Lab, daemon: Da
 
 def test_curls_cookie_is_what_ss_says(lab: Lab, daemon: Daemon):
     server = Nginx(lab)
+    daemon.wait_attached()
     server.file("slow.bin", bytes(20_000))
     watch = daemon.watch()
     held = [lab.start("curl", "-sk", "-o", "/dev/null", server.url(f"/slow.bin?{n}")) for n in range(7)]
@@ -105,6 +108,7 @@ def test_curls_cookie_is_what_ss_says(lab: Lab, daemon: Daemon):
 
 def test_who_and_where_is_told(lab: Lab, daemon: Daemon):
     server = Nginx(lab)
+    daemon.wait_attached()
     watch = daemon.watch()
     done = lab.run("curl", "-sk", "-H", "X-Prime: 7", server.url("/hello"))
     assert done.stdout == b"hello world\n"
