@@ -39,7 +39,7 @@ json.dump(done, sys.stdout)
 """FOLDER COUNT PARALLEL URL: prints number, pid, exit code and output of each curl."""
 
 
-SHARE = 0.99 if COUNT > 101 else 0.5
+SHARE = 0.99 if COUNT > 101 else 0.75
 """Of the first requests, captured for certain. A host that does other things leaves the daemon less time between
 the mapping of a library and its first use, so only the long run, on a quiet machine, is held to the target."""
 
