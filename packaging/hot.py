@@ -33,6 +33,7 @@ HOT = (
     "spliffd/worker/output.py",
     "spliffd/worker/receiver.py",
     "spliffd/worker/tables.py",
+    "spliffd/worker/who.py",
     "spliffd/api/delivery.py",
     "spliffd/api/filter.py",
     "spliffd/api/hub.py",

@@ -15,15 +15,16 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from spliffctl import client
 from spliffctl.child import Child
-from spliffctl.errors import PreconditionError, UnavailableError
+from spliffctl.errors import ClientError, PreconditionError, UnavailableError
 from spliffctl.items import Printer
 from spliffctl.output import Output
+from spliffctl.render.quote import quote
 from spliffctl.resume import FIRST_PAUSE_S, Place, gap, longer
 
 if TYPE_CHECKING:
@@ -32,12 +33,16 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 10.0
 """A daemon that serves says Started at once; one that does not within this time hangs."""
 
+FLUSH_TIMEOUT_S = 15.0
+"""After the command ended: how long the daemon may take to work off what it has captured by then (it gives
+itself 10 s), and how long nothing may come before its ``Flushed``."""
+
 GRACE_SILENCE_S = 0.3
-"""After the command ended: how long nothing must come before the watch ends. The daemon's retry queue
-gives up after 50 ms and it flushes every 5 ms, so this is ample."""
+"""The same where the daemon cannot say when that is: how long nothing must come before the watch ends. The
+retry queue gives up after 50 ms and the daemon flushes every 5 ms, so an idle machine needs far less."""
 
 GRACE_MAX_S = 2.0
-"""After the command ended: the longest wait, for descendants that go on talking."""
+"""And the longest wait, for descendants that go on talking."""
 
 
 class End(enum.Enum):
@@ -102,9 +107,13 @@ class Watch:
         async with client.streaming_channel(path) as channel:
             from spliffd.pb.spliff_pb2_grpc import SpliffStub
 
-            stream: Any = SpliffStub(channel).Watch(request, metadata=metadata or None)
+            stub: Any = SpliffStub(channel)
+            flush = None
+            if child:
+                request, flush = _flushable(request, stub, self._path)
+            stream: Any = stub.Watch(request, metadata=metadata or None)
             try:
-                return await self._follow(stream, stop, child)
+                return await self._follow(stream, stop, child, flush)
             finally:
                 stream.cancel()
 
@@ -139,62 +148,97 @@ class Watch:
         print(f"spliffctl: connected again after {(now - since_ns) / 1e9:.1f} s", file=sys.stderr)
         self._printer.show(gap(since_ns, now, history=history))
 
-    async def _follow(self, stream: Any, stop: asyncio.Future[End], child: Child | None) -> End:
-        """Reads batches until ``stop``, enough exchanges, or the command's end and its grace."""
-        import grpc.aio
-
+    async def _follow(
+        self, stream: Any, stop: asyncio.Future[End], child: Child | None, flush: Flush | None
+    ) -> End:
+        """Reads batches until ``stop``, enough exchanges, or the daemon has told all of the command."""
         loop = asyncio.get_running_loop()
         ended = self._ended = self._ended or loop.create_future()
         started = False
-        deadline = loop.time() + GRACE_MAX_S if ended.done() else 0.0
+        flushing: asyncio.Future[bool] | None = None
+        deadline = 0.0
         reading = asyncio.ensure_future(stream.read())
-        while True:
-            timeout = None if started else START_TIMEOUT_S
-            if deadline:
-                timeout = min(GRACE_SILENCE_S, deadline - loop.time())
-            waiting = {reading, stop} if ended.done() else {reading, stop, ended}
-            done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if stop in done:
-                reading.cancel()
-                return stop.result()
-            if reading in done:
-                try:
-                    batch = reading.result()
-                except grpc.RpcError as error:
-                    raise client.explain(error) from None
-                if batch is grpc.aio.EOF:
-                    if self._request.HasField("follow") and not self._request.follow:
+        try:
+            while True:
+                timeout = None if started else START_TIMEOUT_S
+                waiting: set[asyncio.Future[Any]] = {reading, stop}
+                if not ended.done():
+                    waiting.add(ended)
+                elif flushing is not None:
+                    timeout = FLUSH_TIMEOUT_S
+                    if not flushing.done():
+                        waiting.add(flushing)
+                    elif not flushing.result():
+                        deadline = deadline or loop.time() + GRACE_MAX_S
+                        timeout = max(0.0, min(GRACE_SILENCE_S, deadline - loop.time()))
+                done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if stop in done:
+                    return stop.result()
+                flushed = False
+                if reading in done:
+                    batch = self._taken(reading)
+                    if batch is None:
                         return End.HISTORY_ENDED
-                    raise UnavailableError(
-                        "spliffd ended the stream (it stopped or was restarted): run the command again"
-                    )
-                reading = asyncio.ensure_future(stream.read())
-                if not started:
-                    started = True
-                    if self._connected is not None:
-                        self._connected()
-                    if not self._running:
-                        self._running = True
-                        self._start_clock(loop, stop)
-                        if child and not self._release(child, loop, ended):
-                            reading.cancel()
+                    reading = asyncio.ensure_future(stream.read())
+                    if not started:
+                        started = True
+                        if not self._begin(loop, stop, child, ended):
                             return End.COMMAND_FAILED
-                if self._place is not None:
-                    self._place.note(batch)
-                if self._printer.show(batch):
-                    reading.cancel()
-                    return End.COUNT_REACHED
-            if ended in done:
-                deadline = loop.time() + GRACE_MAX_S
-            elif deadline and (not done or loop.time() >= deadline):
-                reading.cancel()
-                return End.COMMAND_ENDED
-            elif not done:
-                reading.cancel()
-                raise UnavailableError(
-                    f"spliffd accepts connections but did not answer within {START_TIMEOUT_S:.0f} s: "
-                    "see systemctl status spliffd"
-                )
+                    if self._place is not None:
+                        self._place.note(batch)
+                    if self._printer.show(batch):
+                        return End.COUNT_REACHED
+                    flushed = any(item.HasField("flushed") for item in batch.items)
+                if flush is not None and flushing is None and started and ended.done():
+                    flushing = asyncio.ensure_future(flush())
+                elif flushing is not None and (flushed or (deadline and loop.time() >= deadline)):
+                    return End.COMMAND_ENDED
+                elif not done:
+                    if flushing is None:
+                        raise UnavailableError(
+                            f"spliffd accepts connections but did not answer within {START_TIMEOUT_S:.0f} s: "
+                            "see systemctl status spliffd"
+                        )
+                    if not deadline:
+                        _doubt(f"nothing came for {FLUSH_TIMEOUT_S:.0f} s")
+                    return End.COMMAND_ENDED
+        finally:
+            reading.cancel()
+            if flushing is not None:
+                flushing.cancel()
+
+    def _taken(self, reading: asyncio.Future[Any]) -> pb.WatchResponse | None:
+        """The batch; None at the end of history, where that is all that was asked for."""
+        import grpc.aio
+
+        try:
+            batch = reading.result()
+        except grpc.RpcError as error:
+            raise client.explain(error) from None
+        if batch is not grpc.aio.EOF:
+            found: pb.WatchResponse = batch
+            return found
+        if self._request.HasField("follow") and not self._request.follow:
+            return None
+        raise UnavailableError(
+            "spliffd ended the stream (it stopped or was restarted): run the command again"
+        )
+
+    def _begin(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        stop: asyncio.Future[End],
+        child: Child | None,
+        ended: asyncio.Future[None],
+    ) -> bool:
+        """The stream has begun: the clock and the command start with the first one."""
+        if self._connected is not None:
+            self._connected()
+        if self._running:
+            return True
+        self._running = True
+        self._start_clock(loop, stop)
+        return child is None or self._release(child, loop, ended)
 
     def _start_clock(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Future[End]) -> None:
         if self._seconds is not None:
@@ -248,3 +292,41 @@ class Watch:
 def _finish(stop: asyncio.Future[End], end: End) -> None:
     if not stop.done():
         stop.set_result(end)
+
+
+Flush = Callable[[], Awaitable[bool]]
+
+
+def _flushable(request: pb.WatchRequest, stub: Any, path: str) -> tuple[pb.WatchRequest, Flush]:
+    """The request with a key, and the call that asks the daemon for a ``Flushed`` in its stream.
+
+    That returns False when none will come: the daemon is too old to know, or cannot say.
+    """
+    from spliffd.pb import spliff_pb2
+
+    keyed = spliff_pb2.WatchRequest()
+    keyed.CopyFrom(request)
+    # Another key for each stream: a broken one may still be open at the daemon's end.
+    keyed.flush_key = int.from_bytes(os.urandom(8), "big") or 1
+
+    async def flush() -> bool:
+        import grpc
+
+        asked = spliff_pb2.FlushRequest(flush_key=keyed.flush_key)
+        try:
+            _, metadata = client.way(path)  # anew: a token lives for less than many a command
+            await stub.Flush(asked, metadata=metadata or None, timeout=FLUSH_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNIMPLEMENTED:
+                _doubt(quote(error.details() or error.code().name))
+            return False
+        except ClientError as error:
+            _doubt(str(error))
+            return False
+        return True
+
+    return keyed, flush
+
+
+def _doubt(reason: str) -> None:
+    print(f"spliffctl: what the command said last may be missing: {reason}", file=sys.stderr)

@@ -4,7 +4,8 @@ All links are ``SOCK_SEQPACKET`` pairs made by the supervisor: one datagram is o
 reader never sees half of one. Messages are msgspec structs in MessagePack.
 
 * supervisor <-> worker, supervisor <-> api: the *control* links, ``Control`` unions below.
-* worker -> api: the *data* link, one ``Batch`` a datagram; api -> worker on the same pair: ``Demand``.
+* worker -> api: the *data* link, one ``Batch`` a datagram; api -> worker on the same pair: ``Demand``
+  and ``Flush``.
 
 Never carries captured bytes to the supervisor: root code does not touch them.
 """
@@ -22,7 +23,7 @@ SEND_BUFFER = 4 << 20
 """Room of a data link: about 3,000 exchanges, 30 ms at full load, while the api is busy."""
 
 # Frame kinds; their order is nobody else's.
-EXCHANGE, HANDSHAKE, MESSAGE, CHUNK, BODY_PART, LOSS, PROGRESS = range(1, 8)
+EXCHANGE, HANDSHAKE, MESSAGE, CHUNK, BODY_PART, LOSS, PROGRESS, FLUSHED = range(1, 9)
 
 
 class Summary(msgspec.Struct, array_like=True, gc=False):
@@ -66,6 +67,7 @@ class Frame(msgspec.Struct, array_like=True, gc=False):
     for a part of a request, because no status is known yet.
     For ``PROGRESS``: as for an EXCHANGE, without bodies.
     For ``LOSS``: ``public`` is a serialised Loss and ``summary`` is None.
+    For ``FLUSHED``, alone in its batch: ``part_key`` is the number of the Flush that it answers.
     """
 
     kind: int
@@ -119,6 +121,12 @@ class Demand(msgspec.Struct, array_like=True, tag=True):
     """Whether somebody wants to see exchanges that are under way."""
     history: bool = False
     """Exchanges are kept for watchers that come later: serialised also while there are none now."""
+
+
+class Flush(msgspec.Struct, array_like=True, tag=True):
+    """The api wants to know when everything that is in the ring now has been sent to it (``FLUSHED``)."""
+
+    number: int
 
 
 # ---- control: supervisor -> others ------------------------------------------------------------
@@ -339,7 +347,7 @@ FromChild = Pong | Ready | Failed | WhoIs | EnterOwners | Watching | Nameless | 
 
 encode = msgspec.msgpack.Encoder().encode
 decode_batch = msgspec.msgpack.Decoder(Batch).decode
-decode_demand = msgspec.msgpack.Decoder(Demand).decode
+decode_from_api = msgspec.msgpack.Decoder(Demand | Flush).decode
 decode_to_child = msgspec.msgpack.Decoder(ToChild).decode
 decode_audited = msgspec.msgpack.Decoder(Audited).decode
 decode_from_child = msgspec.msgpack.Decoder(FromChild).decode

@@ -21,7 +21,7 @@ from spliffd.counters import Region
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-OWN_METHODS = frozenset(("Watch", "GetExchange", "GetInfo"))
+OWN_METHODS = frozenset(("Watch", "Flush", "GetExchange", "GetInfo"))
 """What users may ask about their own processes. The others tell of everybody's."""
 
 

@@ -34,6 +34,10 @@ ACKNOWLEDGE_SECONDS = 1.0
 """How long a new watcher waits for the workers to see its wishes before it is started anyway: a worker
 that takes longer is hung or being restarted, and its restart is told as a loss."""
 
+FLUSH_SECONDS = 10.0
+"""How long the workers may take to work off what their rings held: the largest ring, full, on a machine that
+gives a worker a tenth of a processor."""
+
 
 class Hub:
     """Watchers, links and ids of one api process.
@@ -118,6 +122,28 @@ class Hub:
             log.warning("a watcher was started before every worker had seen what it wants")
             return False
         return True
+
+    async def flushed(self) -> bool:
+        """Waits until everything captured so far was delivered; False if that took too long.
+
+        A worker that is being restarted is waited for: what was captured is in its ring.
+        """
+        asked: dict[int, tuple[DataLink, int]] = {}
+        try:
+            async with asyncio.timeout(FLUSH_SECONDS):
+                while not self._all_flushed(asked):
+                    await self._change()
+        except TimeoutError:
+            return False
+        return True
+
+    def _all_flushed(self, asked: dict[int, tuple[DataLink, int]]) -> bool:
+        for worker, link in self._links.items():
+            if link.open and (worker not in asked or asked[worker][0] is not link):
+                asked[worker] = link, link.flush()
+        return len(asked) >= self._workers and all(
+            link.open and link.flushed >= number for link, number in asked.values()
+        )
 
     async def _change(self) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -80,7 +80,7 @@ class DataLink:
 
     ``on_batch(frames)`` gets each batch, ``on_bad(size)`` each datagram that is none, ``on_change()``
     is called after each acknowledgement and when the worker has closed its end. A worker acknowledges a
-    ``Demand`` by an empty batch, behind everything it sent before.
+    ``Demand`` by an empty batch, a ``Flush`` by its number, behind everything it sent before.
     """
 
     def __init__(
@@ -101,6 +101,9 @@ class DataLink:
         self._buffer = memoryview(bytearray(ipc.MAX_DATAGRAM + 1))
         self.open = True
         self._unseen = 0
+        self._flushes = 0
+        self.flushed = 0
+        """The highest number of ``flush`` that is acknowledged."""
         self._loop.add_reader(sock, self._read)
 
     @property
@@ -112,6 +115,12 @@ class DataLink:
         """Tells the worker what is wanted from now on."""
         if self._outbox.send(ipc.encode(wanted)):
             self._unseen += 1
+
+    def flush(self) -> int:
+        """Asks the worker to send everything captured so far; ``flushed`` reaches this number when it has."""
+        self._flushes += 1
+        self._outbox.send(ipc.encode(ipc.Flush(self._flushes)))
+        return self._flushes
 
     def drain(self) -> None:
         """Reads what the worker has sent so far."""
@@ -150,7 +159,10 @@ class DataLink:
         except (msgspec.DecodeError, UnicodeDecodeError):
             self._on_bad(size)
             return True
-        if batch:
+        if len(batch) == 1 and batch[0].kind == ipc.FLUSHED:
+            self.flushed = max(self.flushed, batch[0].part_key)
+            self._on_change()
+        elif batch:
             self._on_batch(batch)
         else:
             self._unseen = max(0, self._unseen - 1)

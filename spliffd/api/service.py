@@ -22,8 +22,9 @@ from spliffd import ipc, metrics, statistics
 from spliffd.api import wire, wishes
 from spliffd.api.access import Caller, Context, Door, abort, refuse
 from spliffd.api.history import delivery_of
-from spliffd.api.hub import Hub
+from spliffd.api.hub import FLUSH_SECONDS, Hub
 from spliffd.api.replay import Archive, Replay
+from spliffd.api.subscribers import Subscriber
 from spliffd.api.supervisor_link import RefusedError, SupervisorLink, UnavailableError
 from spliffd.config import Config
 from spliffd.counters import Area, Region
@@ -55,6 +56,9 @@ class Service:
         self._config = config
         self._door = door
         self._archive = archive
+        self._flushable: dict[tuple[int | None, int], Subscriber] = {}
+        """Watches that go on, by owner and flush_key."""
+        self._flushing: set[tuple[int | None, int]] = set()
         # The counters outlive this process: they count since their memory was made.
         self._since_ns = os.fstat(area.fd).st_ctime_ns
 
@@ -66,6 +70,7 @@ class Service:
                 request_deserializer=pb.WatchRequest.FromString,
                 response_serializer=_identity,
             ),
+            "Flush": _unary(self._flush, pb.FlushRequest),
             "GetExchange": _unary(self._get_exchange, pb.GetExchangeRequest),
             "GetStats": _unary(self._get_stats, pb.GetStatsRequest),
             "GetInfo": _unary(self._get_info, pb.GetInfoRequest),
@@ -107,7 +112,12 @@ class Service:
                     await context.write(response)
             return
         next_id = self._hub.next_id if caller.owner is None else self._hub.own_next(caller.owner)
+        key = (caller.owner, request.flush_key)
+        if request.flush_key and key in self._flushable:
+            await abort(context, grpc.StatusCode.ALREADY_EXISTS, "another watch has this flush_key")
         subscriber = self._hub.subscribe(wanted)
+        if request.flush_key:
+            self._flushable[key] = subscriber
         try:
             # What comes from here on is queued already, and follows Started.
             await self._hub.acknowledged()
@@ -123,7 +133,32 @@ class Service:
                 await context.write(waiting)
                 subscriber.written()
         finally:
+            self._flushable.pop(key, None)
             self._hub.unsubscribe(subscriber)
+
+    async def _flush(self, request: Message, context: Context) -> bytes:
+        caller = await self._door.enter("Flush", context)
+        assert isinstance(request, pb.FlushRequest)
+        key = (caller.owner, request.flush_key)
+        if key not in self._flushable:
+            await abort(context, grpc.StatusCode.NOT_FOUND, "no watch that goes on has this flush_key")
+        if key in self._flushing:
+            await abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "this watch is being flushed already")
+        self._flushing.add(key)
+        try:
+            flushed = await self._hub.flushed()
+        finally:
+            self._flushing.discard(key)
+        if not flushed:
+            await abort(
+                context,
+                grpc.StatusCode.UNAVAILABLE,
+                f"the workers did not catch up within {FLUSH_SECONDS:.0f} s: some of it may not have come",
+            )
+        subscriber = self._flushable.get(key)
+        if subscriber is None or not subscriber.mark():
+            await abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "the watch does not read, or has ended")
+        return pb.FlushResponse().SerializeToString()
 
     async def _check_past(self, wanted: wishes.Wishes, context: Context) -> None:
         """Ends the call when history cannot serve it."""

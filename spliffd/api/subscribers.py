@@ -40,6 +40,9 @@ so that bodies go first."""
 MAX_PARTS = 4096
 """Unfinished exchanges of which parts were sent; beyond it the oldest is discarded, and told."""
 
+MARKS_BYTES = 4096
+"""Room beyond the bound, so that a Flushed finds some in a queue that is full: some 60 of them."""
+
 MAX_LOSS_KINDS = 64
 """Distinct (stage, reason) that wait to be told: more than all stages have together."""
 
@@ -155,6 +158,10 @@ class Subscriber:
             known[3] = max(known[3], last_ns)
         if self._wake_at == 1:
             self._wake()
+
+    def mark(self) -> bool:
+        """Queues a Flushed behind what waits; False when too many wait to be written."""
+        return self._push(wire.entry("flushed"), self._room + MARKS_BYTES)
 
     def close(self) -> None:
         """Lets ``next`` return what waits and then None."""

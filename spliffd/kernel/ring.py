@@ -81,6 +81,14 @@ class Ring:
         """Gives everything that was drained back to the producer."""
         self._consumer[0] = self._next
 
+    def produced(self) -> int:
+        """Where the newest record ends, reserved ones included: as a position of ``drained``."""
+        return self._producer[0]
+
+    def drained(self) -> int:
+        """Where the next record begins that is not drained yet."""
+        return self._next
+
     def pending(self) -> int:
         """Bytes in the ring that are not drained yet, reserved ones included."""
         return self._producer[0] - self._next

@@ -52,6 +52,7 @@ class WatchRequest(_message.Message):
     QUEUE_BYTES_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     AFTER_EPOCH_FIELD_NUMBER: _builtins.int
+    FLUSH_KEY_FIELD_NUMBER: _builtins.int
     bodies: _builtins.bool
     """Send message bodies; without it bodies are counted, not carried."""
     body_limit: _builtins.int
@@ -80,6 +81,8 @@ class WatchRequest(_message.Message):
     """The epoch that `after_id` belongs to (Started); 0 means the present one. What came in later epochs follows,
     behind a Loss for what nobody knows in between and another Started.
     """
+    flush_key: _builtins.int
+    """A random number by which Flush finds this watch; 0 means that it will not be flushed."""
     @_builtins.property
     def filter(self) -> Global___Filter:
         """Only what matches is sent; an absent filter matches everything."""
@@ -105,10 +108,11 @@ class WatchRequest(_message.Message):
         queue_bytes: _builtins.int = ...,
         progress: _builtins.bool = ...,
         after_epoch: _builtins.int = ...,
+        flush_key: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_after_id", b"_after_id", "_follow", b"_follow", "after_id", b"after_id", "filter", b"filter", "follow", b"follow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_id", b"_after_id", "_follow", b"_follow", "after_epoch", b"after_epoch", "after_id", b"after_id", "bodies", b"bodies", "body_limit", b"body_limit", "fields", b"fields", "filter", b"filter", "follow", b"follow", "handshakes", b"handshakes", "last", b"last", "messages", b"messages", "progress", b"progress", "queue_bytes", b"queue_bytes", "reveal", b"reveal", "since_time_ns", b"since_time_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_id", b"_after_id", "_follow", b"_follow", "after_epoch", b"after_epoch", "after_id", b"after_id", "bodies", b"bodies", "body_limit", b"body_limit", "fields", b"fields", "filter", b"filter", "flush_key", b"flush_key", "follow", b"follow", "handshakes", b"handshakes", "last", b"last", "messages", b"messages", "progress", b"progress", "queue_bytes", b"queue_bytes", "reveal", b"reveal", "since_time_ns", b"since_time_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__after_id: _TypeAlias = _typing.Literal["after_id"]  # noqa: Y015
     _WhichOneofArgType__after_id: _TypeAlias = _typing.Literal["_after_id", b"_after_id"]  # noqa: Y015
@@ -294,6 +298,7 @@ class Item(_message.Message):
     LOSS_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    FLUSHED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def exchange(self) -> Global___Exchange:
         """A finished exchange (or as much of it as there will ever be)."""
@@ -330,6 +335,10 @@ class Item(_message.Message):
     def progress(self) -> Global___Progress:
         """An exchange that is still under way."""
 
+    @_builtins.property
+    def flushed(self) -> Global___Flushed:
+        """The answer to Flush: everything that was captured before it has come."""
+
     def __init__(
         self,
         *,
@@ -342,16 +351,73 @@ class Item(_message.Message):
         loss: Global___Loss | None = ...,
         started: Global___Started | None = ...,
         progress: Global___Progress | None = ...,
+        flushed: Global___Flushed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body_part", b"body_part", "chunk", b"chunk", "discard", b"discard", "exchange", b"exchange", "handshake", b"handshake", "kind", b"kind", "loss", b"loss", "message", b"message", "progress", b"progress", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body_part", b"body_part", "chunk", b"chunk", "discard", b"discard", "exchange", b"exchange", "flushed", b"flushed", "handshake", b"handshake", "kind", b"kind", "loss", b"loss", "message", b"message", "progress", b"progress", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_part", b"body_part", "chunk", b"chunk", "discard", b"discard", "exchange", b"exchange", "handshake", b"handshake", "kind", b"kind", "loss", b"loss", "message", b"message", "progress", b"progress", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_part", b"body_part", "chunk", b"chunk", "discard", b"discard", "exchange", b"exchange", "flushed", b"flushed", "handshake", b"handshake", "kind", b"kind", "loss", b"loss", "message", b"message", "progress", b"progress", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["exchange", "handshake", "message", "chunk", "body_part", "discard", "loss", "started", "progress"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["exchange", "handshake", "message", "chunk", "body_part", "discard", "loss", "started", "progress", "flushed"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Item: _TypeAlias = Item  # noqa: Y015
+
+@_typing.final
+class FlushRequest(_message.Message):
+    """Asks for a Flushed in the stream of a watch that goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLUSH_KEY_FIELD_NUMBER: _builtins.int
+    flush_key: _builtins.int
+    """As in the WatchRequest of that watch, by way of the same socket and, for own processes, by the same user."""
+    def __init__(
+        self,
+        *,
+        flush_key: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flush_key", b"flush_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlushRequest: _TypeAlias = FlushRequest  # noqa: Y015
+
+@_typing.final
+class FlushResponse(_message.Message):
+    """Flushed is in the stream, behind what was captured before the call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlushResponse: _TypeAlias = FlushResponse  # noqa: Y015
+
+@_typing.final
+class Flushed(_message.Message):
+    """Everything that was captured before the Flush has come, or a Loss says that it did not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Flushed: _TypeAlias = Flushed  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):

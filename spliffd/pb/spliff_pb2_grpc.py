@@ -40,6 +40,11 @@ class SpliffStub(object):
                 request_serializer=spliffd_dot_pb_dot_spliff__pb2.WatchRequest.SerializeToString,
                 response_deserializer=spliffd_dot_pb_dot_spliff__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.Flush = channel.unary_unary(
+                '/spliff.v1.Spliff/Flush',
+                request_serializer=spliffd_dot_pb_dot_spliff__pb2.FlushRequest.SerializeToString,
+                response_deserializer=spliffd_dot_pb_dot_spliff__pb2.FlushResponse.FromString,
+                _registered_method=True)
         self.GetExchange = channel.unary_unary(
                 '/spliff.v1.Spliff/GetExchange',
                 request_serializer=spliffd_dot_pb_dot_spliff__pb2.GetExchangeRequest.SerializeToString,
@@ -88,6 +93,13 @@ class SpliffServicer(object):
 
     def Watch(self, request, context):
         """Streams what the host says over TLS, as batches, with every loss told in-band.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Flush(self, request, context):
+        """Tells a watcher, in its own stream, when it has everything that was captured before this call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,6 +168,11 @@ def add_SpliffServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=spliffd_dot_pb_dot_spliff__pb2.WatchRequest.FromString,
                     response_serializer=spliffd_dot_pb_dot_spliff__pb2.WatchResponse.SerializeToString,
+            ),
+            'Flush': grpc.unary_unary_rpc_method_handler(
+                    servicer.Flush,
+                    request_deserializer=spliffd_dot_pb_dot_spliff__pb2.FlushRequest.FromString,
+                    response_serializer=spliffd_dot_pb_dot_spliff__pb2.FlushResponse.SerializeToString,
             ),
             'GetExchange': grpc.unary_unary_rpc_method_handler(
                     servicer.GetExchange,
@@ -226,6 +243,33 @@ class Spliff(object):
             '/spliff.v1.Spliff/Watch',
             spliffd_dot_pb_dot_spliff__pb2.WatchRequest.SerializeToString,
             spliffd_dot_pb_dot_spliff__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Flush(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/spliff.v1.Spliff/Flush',
+            spliffd_dot_pb_dot_spliff__pb2.FlushRequest.SerializeToString,
+            spliffd_dot_pb_dot_spliff__pb2.FlushResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,8 @@ class SpliffStub:
     def __new__(cls, channel: _aio.Channel) -> SpliffAsyncStub: ...
     Watch: _grpc.UnaryStreamMultiCallable[_spliff_pb2.WatchRequest, _spliff_pb2.WatchResponse]
     """Streams what the host says over TLS, as batches, with every loss told in-band."""
+    Flush: _grpc.UnaryUnaryMultiCallable[_spliff_pb2.FlushRequest, _spliff_pb2.FlushResponse]
+    """Tells a watcher, in its own stream, when it has everything that was captured before this call."""
     GetExchange: _grpc.UnaryUnaryMultiCallable[_spliff_pb2.GetExchangeRequest, _spliff_pb2.GetExchangeResponse]
     """Returns one exchange of history."""
     ListFlows: _grpc.UnaryUnaryMultiCallable[_spliff_pb2.ListFlowsRequest, _spliff_pb2.ListFlowsResponse]
@@ -70,6 +72,8 @@ class SpliffAsyncStub(SpliffStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Watch: _aio.UnaryStreamMultiCallable[_spliff_pb2.WatchRequest, _spliff_pb2.WatchResponse]  # type: ignore[assignment]
     """Streams what the host says over TLS, as batches, with every loss told in-band."""
+    Flush: _aio.UnaryUnaryMultiCallable[_spliff_pb2.FlushRequest, _spliff_pb2.FlushResponse]  # type: ignore[assignment]
+    """Tells a watcher, in its own stream, when it has everything that was captured before this call."""
     GetExchange: _aio.UnaryUnaryMultiCallable[_spliff_pb2.GetExchangeRequest, _spliff_pb2.GetExchangeResponse]  # type: ignore[assignment]
     """Returns one exchange of history."""
     ListFlows: _aio.UnaryUnaryMultiCallable[_spliff_pb2.ListFlowsRequest, _spliff_pb2.ListFlowsResponse]  # type: ignore[assignment]
@@ -97,6 +101,14 @@ class SpliffServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_spliff_pb2.WatchResponse], _abc.AsyncIterator[_spliff_pb2.WatchResponse]]:
         """Streams what the host says over TLS, as batches, with every loss told in-band."""
+
+    @_abc_1.abstractmethod
+    def Flush(
+        self,
+        request: _spliff_pb2.FlushRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_spliff_pb2.FlushResponse, _abc.Awaitable[_spliff_pb2.FlushResponse]]:
+        """Tells a watcher, in its own stream, when it has everything that was captured before this call."""
 
     @_abc_1.abstractmethod
     def GetExchange(

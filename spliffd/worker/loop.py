@@ -19,22 +19,21 @@ import os
 import select
 import socket
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 
 from spliffd import ipc
 from spliffd.config import Access
 from spliffd.correlation.engine import Engine
-from spliffd.correlation.facts import ConnectionFacts
 from spliffd.correlation.flows import Kernel
 from spliffd.correlation.retry import NEVER
 from spliffd.counters import Region
 from spliffd.kernel.ring import Ring
-from spliffd.protocols.mask_command import mask_command
 from spliffd.protocols.masking import Masker
+from spliffd.worker.flushes import Flushes
 from spliffd.worker.output import Output
 from spliffd.worker.receiver import FrameMaker
 from spliffd.worker.tables import Tables
+from spliffd.worker.who import Who
 
 BUDGET = 64
 """Records an iteration, as in the kernel's NAPI: messages and timers wait for one batch at most."""
@@ -54,21 +53,14 @@ BUSY_CHECK = 32
 DRAIN_SECONDS = 2.0
 """At shutdown: how long what is still in the ring is worked off."""
 
-KNOWN_PROCESSES = 4096
-"""Processes whose facts are kept: far more than ones that speak TLS at a time; 1 KiB each."""
-
 FIRST_DEMAND_SECONDS = 1.0
 """How long a new worker leaves the ring alone until it knows who watches: the link comes 10 ms after Ready,
 unless the api is being restarted too, and then there is nobody who watches."""
 
-FACTS_SECONDS = 0.5
-"""How long a process that speaks for the first time is waited for while the supervisor looks it up (0.3 ms
-on an idle host, 0.1 s while it verifies or attaches): a short-lived client's only exchange is over by then,
-and filters need to know whose."""
-
-FACTS_SLICE_SECONDS = 0.01
-FACTS_RING_SHARE = 4
-"""But only while less than a quarter of the ring is full, looked at in slices: waiting must lose nothing."""
+LISTEN_SECONDS = 0.01
+LISTEN_RING_SHARE = 4
+"""The facts of a process are waited for in slices, and only while less than a quarter of the ring is full:
+waiting must lose nothing."""
 
 LOST_IN_KERNEL = ("ring_full_data_records", "ring_full_data_bytes", "ring_full_control", "fault_records")
 """Counters of what never reached the ring, in the order in which ``_tell_losses`` takes them."""
@@ -102,20 +94,21 @@ class Loop:
         self._control_lost = kernel.get("ring_full_control")
         self._new_rings: list[Ring] = []
         """Rings that take the place of the present one, one after the other, when it is empty."""
+        self._rings_read = 0
+        self._flushes = Flushes()
         self._output = Output(counters)
         # Until the supervisor says how: its list and a key that nobody knows, so that nothing goes out bare.
         access = Access()
         masker = Masker(os.urandom(ipc.MASK_KEY_BYTES), access.mask_headers, access.mask_fields)
-        self._maker = FrameMaker(self._output, counters, number, self._who, masker)
+        self._who = Who(self._ask, self._listen)
+        self._maker = FrameMaker(self._output, counters, number, self._who.fill, masker)
         self._owners_entered = owners_entered
         self._engine = Engine(self._maker, counters, time.monotonic_ns(), looks)
         self._engine.tell_unwanted = tell_unwanted
-        self._processes: OrderedDict[tuple[int, int], tuple[int, ipc.ProcessFacts | None]] = OrderedDict()
         self._running = True
         self._demanded = False
-        self._patient = True
-        self._facts_poll = select.poll()
-        self._facts_poll.register(control, select.POLLIN)
+        self._control_poll = select.poll()
+        self._control_poll.register(control, select.POLLIN)
         self._idle_poll = select.poll()
         self._rest_poll = select.poll()
         self._idle_poll.register(ring.fd, select.POLLIN)
@@ -155,6 +148,7 @@ class Loop:
                         self._tell_losses()
                         self._tell_nameless()
                         around.look(time.monotonic_ns())
+                        self._flushed()
                     empty = 0
                     continue
                 empty = 0
@@ -172,6 +166,7 @@ class Loop:
             around.look(time.monotonic_ns())
             if output.pending():
                 output.flush()
+            self._flushed()
             if empty < EMPTY_PASSES:
                 self._links(self._rest_poll.poll(self._until_due(REST_SECONDS * 1000)))
             else:
@@ -205,6 +200,7 @@ class Loop:
         old.close()
         os.close(old.fd)
         self._ring = ring
+        self._rings_read += 1
         return ring
 
     def _drain(self) -> None:
@@ -289,7 +285,8 @@ class Loop:
                 case ipc.Link():
                     self._new_link(socket.socket(fileno=fds[0]))
                 case ipc.ProcessFacts():
-                    self._learn(message)
+                    facts = self._engine.facts_of(message.pid, message.start_ns)
+                    self._who.learn(message, self._maker.masker, facts)
                 case ipc.NewRing(size):
                     self._new_rings.append(Ring(fds[0], size))
                 case ipc.Interfaces(names):
@@ -310,6 +307,7 @@ class Loop:
             for poller in (self._idle_poll, self._rest_poll):
                 poller.unregister(old)
             self._output.close()
+            self._flushes.forget()
             self._counters.add("link_restarts")
         link.setblocking(False)
         self._output.link = link
@@ -331,8 +329,24 @@ class Loop:
                 self._output.close()
                 self._demand(ipc.Demand(0, bodies=False, body_limit=0, handshakes=False, messages=False))
                 return
-            self._demand(ipc.decode_demand(data))
-            self._tell_watching()
+            message = ipc.decode_from_api(data)
+            if isinstance(message, ipc.Flush):
+                self._flush(message.number)
+            else:
+                self._demand(message)
+                self._tell_watching()
+
+    def _flush(self, number: int) -> None:
+        newest = (self._new_rings or [self._ring])[-1]
+        self._flushes.ask(number, (self._rings_read + len(self._new_rings), newest.produced()))
+
+    def _flushed(self) -> None:
+        """Tells the api when everything that it asked for has left."""
+        if self._flushes:
+            waiting = bool(self._engine.waiting.busy or self._engine.handshakes.waiting)
+            place = (self._rings_read, self._ring.drained())
+            if number := self._flushes.answer(place, time.monotonic_ns(), waiting=waiting):
+                self._output.flushed(number)
 
     def _tell_watching(self) -> None:
         """The supervisor fits capture to it and answers Watched, which the api waits for."""
@@ -359,42 +373,16 @@ class Loop:
         self._engine.around.wanted = bool(demand.watchers and demand.progress)
         self._engine.watch_bodies()
 
-    def _who(self, pid: int, start_ns: int, exec_id: int, facts: ConnectionFacts) -> None:
-        """Fills in what is known of a process; asks the supervisor once for each program it becomes."""
-        known_exec, known = self._processes.get((pid, start_ns), (-1, None))
-        if known_exec == exec_id:
-            if known is not None:
-                _fill(facts, known)
-            return
-        while len(self._processes) >= KNOWN_PROCESSES:
-            self._processes.popitem(last=False)
+    def _ask(self, question: ipc.WhoIs) -> bool:
         try:
-            self._control.send(ipc.encode(ipc.WhoIs(pid, start_ns)))
+            self._control.send(ipc.encode(question))
         except BlockingIOError:
-            return  # the supervisor is busy: the next connection asks again
-        self._processes[pid, start_ns] = (exec_id, None)
-        self._await_facts(pid, start_ns)
+            return False  # the supervisor is busy: the next connection asks again
+        return True
 
-    def _await_facts(self, pid: int, start_ns: int) -> None:
-        """After an answer that took too long none is waited for until one comes: the ring must not fill."""
-        deadline = time.monotonic() + FACTS_SECONDS
-        while self._patient and self._running and self._processes[pid, start_ns][1] is None:
-            if self._facts_poll.poll(FACTS_SLICE_SECONDS * 1000):
-                self._from_supervisor()
-            elif time.monotonic() > deadline or self._ring.pending() > self._ring.size // FACTS_RING_SHARE:
-                self._patient = False
-
-    def _learn(self, known: ipc.ProcessFacts) -> None:
-        known.cmdline = mask_command(known.cmdline, self._maker.masker)
-        exec_id, _ = self._processes.get((known.pid, known.start_ns), (-1, None))
-        self._processes[known.pid, known.start_ns] = (exec_id, known)
-        self._patient = True
-        for facts in self._engine.facts_of(known.pid, known.start_ns):
-            _fill(facts, known)
-
-
-def _fill(facts: ConnectionFacts, known: ipc.ProcessFacts) -> None:
-    facts.exe, facts.cmdline, facts.user = known.exe, known.cmdline, known.user
-    facts.cgroup, facts.unit, facts.container_id = known.cgroup, known.unit, known.container
-    facts.ancestors = known.ancestors
-    facts.prefix = None
+    def _listen(self) -> bool:
+        """Hears the supervisor for a slice of time; False when there is no time for more."""
+        if self._control_poll.poll(LISTEN_SECONDS * 1000):
+            self._from_supervisor()
+            return self._running
+        return self._ring.pending() <= self._ring.size // LISTEN_RING_SHARE

@@ -86,6 +86,12 @@ class Output:
         if self.link is not None:
             self._send(ipc.encode([]))
 
+    def flushed(self, number: int) -> None:
+        """Tells the api that everything that its Flush asked for has been sent."""
+        self.flush()
+        if self.link is not None:
+            self._send(ipc.encode([ipc.Frame(ipc.FLUSHED, number, None, b"")]))
+
     def _drop(self, frames: list[ipc.Frame], size: int) -> None:
         now = time.time_ns()
         self._counters.add("output_dropped_frames", len(frames))

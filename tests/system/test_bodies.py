@@ -150,7 +150,7 @@ def test_spliffctl_prints_the_whole_body(lab: Lab, daemon: Daemon):
     command = lab.command("env", f"LD_LIBRARY_PATH={lab.libraries}", *curl)
     with out.open("wb") as file:
         client = daemon.client("watch", "-b", "-o", "json", "--", *command, stdout=file)
-        _, errors = client.communicate(timeout=60)
+        _, errors = client.communicate(timeout=180)
     assert (client.returncode, errors) == (0, b"")
 
     lines = [json.loads(text) for text in out.read_text().splitlines()]

@@ -51,7 +51,7 @@ def test_from_children(message):
 @given(st.booleans(), st.booleans(), st.booleans(), number, number)
 def test_demands(bodies, handshakes, messages_, watchers, limit):
     demand = ipc.Demand(watchers, bodies=bodies, body_limit=limit, handshakes=handshakes, messages=messages_)
-    assert ipc.decode_demand(ipc.encode(demand)) == demand
+    assert ipc.decode_from_api(ipc.encode(demand)) == demand
 
 
 summaries = st.builds(ipc.Summary, *(KINDS[hint] for hint in typing.get_type_hints(ipc.Summary).values()))
@@ -83,7 +83,7 @@ def test_a_message_for_the_other_direction_is_refused():
 
 @given(st.binary(max_size=100))
 def test_nonsense_is_an_error_of_two_kinds(data):
-    for decode in (ipc.decode_batch, ipc.decode_demand, ipc.decode_to_child, ipc.decode_from_child):
+    for decode in (ipc.decode_batch, ipc.decode_from_api, ipc.decode_to_child, ipc.decode_from_child):
         try:
             decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):

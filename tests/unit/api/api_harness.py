@@ -32,10 +32,20 @@ class Worker:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ipc.SEND_BUFFER)
 
     def demand(self, *, acknowledge: bool = True) -> ipc.Demand:
-        found = ipc.decode_demand(self.sock.recv(ipc.MAX_DATAGRAM))
+        found = ipc.decode_from_api(self.sock.recv(ipc.MAX_DATAGRAM))
+        assert isinstance(found, ipc.Demand), found
         if acknowledge:
             self.send([])
         return found
+
+    def flush(self) -> int:
+        """Takes a Flush; returns its number, for ``flushed``."""
+        found = ipc.decode_from_api(self.sock.recv(ipc.MAX_DATAGRAM))
+        assert isinstance(found, ipc.Flush), found
+        return found.number
+
+    def flushed(self, number: int) -> None:
+        self.send([ipc.Frame(ipc.FLUSHED, number, None, b"")])
 
     def send(self, frames: ipc.Batch) -> None:
         self.sock.send(ipc.encode(frames))

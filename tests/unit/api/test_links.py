@@ -75,7 +75,7 @@ async def test_a_demand_is_acknowledged_by_an_empty_batch(pair):
     link = log.data(ours)
     for watchers in (1, 2):
         link.demand(ipc.Demand(watchers, bodies=False, body_limit=0, handshakes=False, messages=False))
-    assert [ipc.decode_demand(worker.recv(100)).watchers for _ in range(2)] == [1, 2]
+    assert [ipc.decode_from_api(worker.recv(100)).watchers for _ in range(2)] == [1, 2]
 
     worker.send(ipc.encode([]))
     await settle()

@@ -173,6 +173,25 @@ async def test_info_tells_what_runs_and_nothing_of_how_it_goes(api, own):
     assert (found.version, found.health, list(found.scope), dict(found.processes)) == ("1", "", [], {})
 
 
+async def test_a_watch_is_flushed_by_its_own_user_only(api, own, stub):
+    worker, proof = api.link(), await bearer(api)
+    call = own.Watch(pb.WatchRequest(flush_key=7), metadata=proof)
+    await asyncio.to_thread(worker.demand)
+    assert (await call.read()).items[0].HasField("started")
+
+    assert (await refused(own.Flush(pb.FlushRequest(flush_key=7))))[0] == "UNAUTHENTICATED"
+    assert (await refused(stub.Flush(pb.FlushRequest(flush_key=7))))[0] == "NOT_FOUND"
+    asked = own.Flush(pb.FlushRequest(flush_key=7), metadata=proof)
+    number = await asyncio.to_thread(worker.flush)
+    worker.send([of(OTHER, "/theirs"), of(ME, "/mine")])
+    worker.flushed(number)
+    await asked
+    kinds = [item.WhichOneof("kind") for item in (await call.read()).items]
+    while len(kinds) < 2:
+        kinds += [item.WhichOneof("kind") for item in (await call.read()).items]
+    assert kinds == ["exchange", "flushed"]
+
+
 async def test_no_token_that_was_not_issued_here_opens_anything(api, own):
     genuine = (await bearer(api))[0][1].removeprefix("Bearer ")
     text, _, signature = genuine.rpartition(".")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -40,6 +40,8 @@ class FakeDaemon(services.SpliffServicer):
         self.process_requests: list[pb.ListProcessesRequest] = []
         self.batches: list[list[pb.Item]] = []
         self.watch = self.default_watch
+        self.flush: Callable[[pb.FlushRequest], None] | None = None
+        """What to do when asked to flush; None: this daemon is too old to know."""
         self.get_exchange = lambda request, context: pb.GetExchangeResponse()
         self.server = grpc.server(ThreadPoolExecutor(max_workers=8))
         services.add_SpliffServicer_to_server(self, self.server)
@@ -70,6 +72,12 @@ class FakeDaemon(services.SpliffServicer):
 
     def GetExchange(self, request, context):
         return self.get_exchange(request, context)
+
+    def Flush(self, request, context):
+        if self.flush is None:
+            return super().Flush(request, context)
+        self.flush(request)
+        return pb.FlushResponse()
 
     def GetInfo(self, request, context):
         return self.info

@@ -7,6 +7,8 @@ import os
 import pty
 import signal
 import subprocess
+import sys
+import threading
 import time
 
 import grpc
@@ -262,7 +264,7 @@ def test_the_command_starts_after_the_stream_and_its_status_is_returned(daemon, 
         yield pb.WatchResponse(items=build.items(pb.Started(next_id=1)))
         while not os.path.exists(marker):
             time.sleep(0.01)
-        # Comes when the command has ended, within the grace.
+        # Comes when the command has ended, within the grace: this daemon does not know Flush.
         time.sleep(0.1)
         yield pb.WatchResponse(items=build.items(build.exchange()))
         daemon.hold(context)
@@ -276,6 +278,64 @@ def test_the_command_starts_after_the_stream_and_its_status_is_returned(daemon, 
         parent_and_command = [int(pid) for pid in file.read().split()]
     (request,) = daemon.requests
     assert request.filter == pb.Filter(ppids=parent_and_command)
+
+
+def flushing(daemon, build, before_mark) -> list[pb.FlushRequest]:
+    """The daemon's stream goes on with ``before_mark`` once it is flushed, and then says so."""
+    asked: list[pb.FlushRequest] = []
+    flushed = threading.Event()
+
+    def flush(request):
+        asked.append(request)
+        flushed.set()
+
+    def watch(context):
+        yield pb.WatchResponse(items=build.items(pb.Started(next_id=1)))
+        if flushed.wait(30):
+            yield from before_mark()
+            yield pb.WatchResponse(items=build.items(pb.Flushed()))
+        daemon.hold(context)
+
+    daemon.flush, daemon.watch = flush, watch
+    return asked
+
+
+def test_what_the_daemon_still_has_of_the_command_is_waited_for(daemon, client, build):
+    def slowly():
+        for number in range(1, 4):
+            time.sleep(1)  # longer than any silence of a daemon that has nothing more to say
+            yield pb.WatchResponse(items=build.items(build.exchange(number)))
+
+    asked = flushing(daemon, build, slowly)
+    done = client.run("watch", "-o", "json", "--", "true")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(line)["exchange"]["id"] for line in done.stdout.splitlines()] == ["1", "2", "3"]
+    (flush,), (request,) = asked, daemon.requests
+    assert flush.flush_key == request.flush_key != 0
+
+
+def test_a_daemon_that_cannot_say_so_is_told_and_not_waited_for(daemon, client, build):
+    def flush(request):
+        raise grpc.RpcError("the workers did not catch up")
+
+    daemon.flush = flush
+    done = client.run("watch", "--", "true")
+    assert done.returncode == 0
+    assert done.stderr.startswith("spliffctl: what the command said last may be missing: ")
+
+
+def test_a_daemon_that_falls_silent_is_not_waited_for_for_ever(daemon, client):
+    daemon.flush = lambda request: None
+    impatient = (
+        "import sys, spliffctl.stream as s; s.FLUSH_TIMEOUT_S = 0.5; from spliffctl.__main__ import main; "
+    )
+    command = [sys.executable, "-c", impatient + "sys.exit(main(sys.argv[1:]))"]
+    done = subprocess.run(
+        [*command, *client.command("watch", "--", "true")[3:]],
+        env=client.environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "may be missing: nothing came for 0 s" in done.stderr
 
 
 def test_a_command_killed_by_a_signal_exits_like_in_a_shell(daemon, client):
