@@ -312,6 +312,8 @@ class Query(msgspec.Struct, array_like=True, tag=True):
     number: int
     name: str
     payload: bytes
+    owner: int = -1
+    """The user whose processes are all that the answer may tell of; -1: everybody's."""
 
 
 class Audited(msgspec.Struct, array_like=True):

@@ -203,7 +203,9 @@ class TopApp(App[int]):
             answer = await self._feed.statistics()
             if page not in self.screen_stack:
                 return
-            if answer is not None:
+            if isinstance(answer, str):
+                page.say(answer)
+            else:
                 rates.add(answer.values, time.monotonic())
                 page.show(rates, "\n".join(lines(answer.text)))
             await asyncio.sleep(STATISTICS_S)

@@ -46,8 +46,8 @@ class Feed:
                 self._say(f"{error}; trying again")
             await asyncio.sleep(RETRY_S)
 
-    async def statistics(self) -> pb.GetStatsResponse | None:
-        """The daemon's numbers, or None while it does not answer."""
+    async def statistics(self) -> pb.GetStatsResponse | str:
+        """The daemon's numbers, or what is in the way of them."""
         import grpc
 
         from spliffd.pb import spliff_pb2
@@ -55,16 +55,16 @@ class Feed:
 
         try:
             path, metadata = client.way(self._path)
-        except ClientError:
-            return None
+        except ClientError as error:
+            return str(error)
         async with client.streaming_channel(path) as channel:
             stub: Any = SpliffStub(channel)
             try:
                 answer: pb.GetStatsResponse = await stub.GetStats(
                     spliff_pb2.GetStatsRequest(), timeout=client.CALL_TIMEOUT_S, metadata=metadata or None
                 )
-            except grpc.RpcError:
-                return None
+            except grpc.RpcError as error:
+                return str(client.explain(error))
             return answer
 
     async def _watch(self, request: pb.WatchRequest) -> None:

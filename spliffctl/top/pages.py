@@ -73,6 +73,10 @@ class StatisticsPage(Page):
         yield VerticalScroll(Static("asking the daemon …", markup=False, id="numbers"))
         yield Footer()
 
+    def say(self, text: str) -> None:
+        """Why there are no numbers."""
+        self.query_one("#numbers", Static).update(text)
+
     def show(self, rates: Rates, block: str) -> None:
         """Draws new numbers: name, value and bars for each series, then the daemon's own block."""
         room = self.size.width - NAME - VALUE - 4

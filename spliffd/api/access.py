@@ -21,7 +21,7 @@ from spliffd.counters import Region
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-OWN_METHODS = frozenset(("Watch", "Flush", "GetExchange", "GetInfo"))
+OWN_METHODS = frozenset(("Watch", "Flush", "GetExchange", "GetInfo", "ListFlows", "ListProcesses"))
 """What users may ask about their own processes. The others tell of everybody's."""
 
 

@@ -263,14 +263,14 @@ class Service:
 
     def _passed_on(self, name: str) -> Callable[[Message, Context], Awaitable[bytes]]:
         async def ask(request: Message, context: Context) -> bytes:
-            await self._door.enter(name, context)
-            return await self._ask(name, request, context)
+            caller = await self._door.enter(name, context)
+            return await self._ask(name, request, context, caller.owner)
 
         return ask
 
-    async def _ask(self, name: str, request: Message, context: Context) -> bytes:
+    async def _ask(self, name: str, request: Message, context: Context, owner: int | None = None) -> bytes:
         try:
-            return await self._supervisor.ask(name, request.SerializeToString())
+            return await self._supervisor.ask(name, request.SerializeToString(), owner)
         except UnavailableError as error:
             await abort(context, grpc.StatusCode.UNAVAILABLE, f"{name}: {error}")
         except RefusedError as error:

@@ -49,8 +49,11 @@ class SupervisorLink:
         """Says that the api serves."""
         self._link.send(ipc.Ready())
 
-    async def ask(self, name: str, payload: bytes) -> bytes:
-        """Passes on the RPC ``name``; raises UnavailableError or RefusedError."""
+    async def ask(self, name: str, payload: bytes, owner: int | None = None) -> bytes:
+        """Passes on the RPC ``name``; raises UnavailableError or RefusedError.
+
+        ``owner``: for somebody who may know of that user's processes only.
+        """
         if len(self._questions) >= MAX_QUESTIONS:
             raise UnavailableError(f"{MAX_QUESTIONS} questions wait already; ask again in a moment")
         self._number += 1
@@ -58,7 +61,8 @@ class SupervisorLink:
         answer: asyncio.Future[ipc.Answer] = asyncio.get_running_loop().create_future()
         self._questions[number] = answer
         try:
-            if not self._link.send(ipc.Query(number=number, name=name, payload=payload)):
+            query = ipc.Query(number, name, payload, -1 if owner is None else owner)
+            if not self._link.send(query):
                 raise UnavailableError("the supervisor cannot be asked; see `journalctl -u spliffd`")
             async with asyncio.timeout(ANSWER_SECONDS):
                 found = await answer

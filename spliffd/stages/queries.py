@@ -30,6 +30,7 @@ from spliffd.stages.children import Child
 from spliffd.stages.interfaces import Entry, Interfaces
 from spliffd.stages.ledger import Ledger
 from spliffd.stages.libraries import Libraries, Probed
+from spliffd.stages.owned import Owned
 
 log = logger("access")
 
@@ -61,6 +62,7 @@ class Queries:
         self._hooked = interfaces
         self._ledger = ledger
         self._known = processes
+        self._owned = Owned(processes)
         self._mask = mask
         self._children = children
         self._health = health
@@ -69,13 +71,13 @@ class Queries:
 
     def answer(self, query: ipc.Query) -> ipc.Answer:
         """Answers one query."""
-        answers = {
+        answers: dict[str, Callable[[bytes], bytes]] = {
             "Audit": self._audit,
             "GetInfo": self._info,
-            "ListFlows": self._flows,
+            "ListFlows": lambda payload: self._flows(payload, query.owner),
             "ListInterfaces": self._interfaces,
             "ListLibraries": self._libraries,
-            "ListProcesses": self._processes,
+            "ListProcesses": lambda payload: self._processes(payload, query.owner),
             "SetDebug": self._set_debug,
         }
         find = answers.get(query.name)
@@ -105,12 +107,15 @@ class Queries:
             epoch=self.epoch,
         ).SerializeToString()
 
-    def _flows(self, payload: bytes) -> bytes:
+    def _flows(self, payload: bytes, owner: int) -> bytes:
         wanted = frozenset(spliff_pb2.ListFlowsRequest.FromString(payload).pids)
         with contextlib.suppress(OSError):  # a kernel that cannot say who accepted what
             self._kernel.enter_owners()
+        flows = read_flows(self._kernel.maps.fd["flows"])
+        if owner >= 0:
+            flows = self._owned.flows(owner, flows)
         return flow_list.response(
-            read_flows(self._kernel.maps.fd["flows"]),
+            flows,
             self._hooked.names.message().names,
             lambda _cookie, flow: flow.tgid,
             wanted,
@@ -124,12 +129,19 @@ class Queries:
             libraries=[library(probed) for probed in files]
         ).SerializeToString()
 
-    def _processes(self, payload: bytes) -> bytes:
+    def _processes(self, payload: bytes, owner: int) -> bytes:
         wanted = frozenset(spliff_pb2.ListProcessesRequest.FromString(payload).pids)
+        if owner >= 0 and wanted:
+            wanted = self._owned.pids(owner, wanted)
+            if not wanted:
+                return b""
         with contextlib.suppress(OSError):  # who accepted what is not known, then
             self._kernel.enter_owners()
+        entries = self._ledger.entries(wanted)
+        if owner >= 0:
+            entries = self._owned.entries(owner, entries)
         return process_list.response(
-            self._ledger.entries(wanted),
+            entries,
             lambda pid, start_ns: self._known.facts(pid, start_ns)[0],
             self._mask,
         )

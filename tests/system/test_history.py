@@ -14,7 +14,7 @@ import pytest
 from tests.support.daemon import Daemon, json_lines
 from tests.support.lab import Lab, wait_for
 from tests.support.servers import Nginx
-from tests.system.test_access import as_user, readable
+from tests.system.test_access import STRANGER, as_user, readable
 from tests.system.test_restarts import Visitor, replaced
 
 __all__ = ["readable"]
@@ -156,10 +156,37 @@ def test_a_stranger_gets_own_processes_by_the_socket_for_everybody(lab: Lab, rea
         return process.returncode, out, err
 
     assert stranger("list", "-o", "json") == (0, "", "")
-    code, _, err = stranger("flows")
-    assert (code, "tells of every user's processes" in err) == (77, True)
+    for command in ("flows", "processes"):
+        assert stranger(command, "-o", "json") == (0, "", ""), command
+    for command in ("stats", "libraries", "interfaces"):
+        code, _, err = stranger(command)
+        assert (code, "tells of every user's processes" in err) == (77, True), command
     code, out, _ = stranger("status")
     assert (code, "/hello" in out) == (0, False)
+
+    # The same program of two users, each with a connection that stays open.
+    lab.folder.chmod(0o755)
+    connect = ["openssl", "s_client", "-quiet", "-connect", f"127.0.0.1:{server.port}"]
+    become = ["setpriv", f"--reuid={STRANGER}", f"--regid={STRANGER}", "--clear-groups"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    roots = lab.start(*connect, **pipes)
+    own = lab.start(*become, *connect, **pipes)
+    for process, name in ((roots, "roots"), (own, "own")):
+        process.stdin.write(f"GET /hello?{name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        process.stdin.flush()
+
+    def lines(kind: str, *arguments: str) -> list[dict]:
+        code, out, err = stranger(*arguments, "-o", "json")
+        assert (code, err) == (0, "")
+        return [json.loads(line)[kind] for line in out.splitlines()]
+
+    wait_for(lambda: run(daemon, "list").count("openssl (") == 2, 30, "both requests")
+    assert [one["request"]["path"] for one in lines("exchange", "list")] == ["/hello?own"]
+    assert [one["process"]["pid"] for one in lines("flow", "flows")] == [own.pid]
+    assert lines("flow", "flows", "--pid", str(roots.pid)) == []
+    assert [one["process"]["pid"] for one in lines("process", "processes")] == [own.pid]
+    assert lines("process", "processes", "--pid", str(roots.pid)) == []
+    assert len([line for line in run(daemon, "flows").splitlines() if "openssl" in line]) == 2
 
 
 def test_root_switches_the_debug_log_and_the_journal_says_so(daemon: Daemon):

@@ -150,9 +150,7 @@ async def test_history_tells_nothing_of_others(api, own):
         assert (await refused(own.GetExchange(pb.GetExchangeRequest(id=number), metadata=proof)))[0] == code
 
 
-@pytest.mark.parametrize(
-    "name", ["ListFlows", "ListProcesses", "ListLibraries", "ListInterfaces", "GetStats", "SetDebug"]
-)
+@pytest.mark.parametrize("name", ["ListLibraries", "ListInterfaces", "GetStats", "SetDebug"])
 async def test_what_tells_of_everybody_is_refused_with_or_without_a_token(api, own, name):
     method, request = getattr(own, name), getattr(pb, f"{name}Request")()
     for proof in ((), await bearer(api)):
@@ -162,6 +160,24 @@ async def test_what_tells_of_everybody_is_refused_with_or_without_a_token(api, o
             True,
         )
     assert api.area.api.get("refused_permission") == 2
+
+
+@pytest.mark.parametrize("name", ["ListFlows", "ListProcesses"])
+async def test_flows_and_processes_are_asked_for_the_caller_alone(api, own, stub, name):
+    method, request = getattr(own, name), getattr(pb, f"{name}Request")(pids=[1])
+    code, why = await refused(method(request))
+    assert (code, "takes a token from" in why) == ("UNAUTHENTICATED", True)
+
+    for way, proof, owner in ((method, await bearer(api), ME), (getattr(stub, name), (), -1)):
+        asked = asyncio.ensure_future(_answered(way(request, metadata=proof)))
+        query = await asyncio.to_thread(api.hear)
+        assert (query.name, query.owner, query.payload) == (name, owner, request.SerializeToString())
+        api.tell(ipc.Answer(number=query.number, payload=b""))
+        await asked
+
+
+async def _answered(call):
+    return await call
 
 
 async def test_info_tells_what_runs_and_nothing_of_how_it_goes(api, own):

@@ -31,7 +31,8 @@ class FakeDaemon(services.SpliffServicer):
         self.path = path
         self.requests: list[pb.WatchRequest] = []
         self.info = pb.GetInfoResponse(version="0.10.0", hostname="alpha", health="ok")
-        self.stats = pb.GetStatsResponse()
+        self.stats: pb.GetStatsResponse | None = pb.GetStatsResponse()
+        """None: nobody may see them."""
         self.libraries: list[pb.Library] = []
         self.flows: list[pb.Flow] = []
         self.interfaces: list[pb.Interface] = []
@@ -83,6 +84,8 @@ class FakeDaemon(services.SpliffServicer):
         return self.info
 
     def GetStats(self, request, context):
+        if self.stats is None:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "GetStats tells of every user's processes")
         return self.stats
 
     def ListLibraries(self, request, context):

@@ -241,3 +241,22 @@ async def test_a_table_that_cannot_be_read_is_read_later(stage, monkeypatch):
     stage._read_again()
     await until(lambda: 2 in stage.table)
     assert len(attempts) == 2
+
+
+async def test_a_new_name_between_the_works_last_look_and_its_end_is_not_left(stage):
+    busy, loop = stage._busy, asyncio.get_running_loop()
+    told = []
+
+    def look() -> bool:
+        found = busy()
+        if not found and not told:
+            # Runs before the callback of the task that ends now: both are in the loop's queue, in this order.
+            told.append(loop.call_soon(appear, stage, link(5, "uplink0")))
+        return found
+
+    await stage.start()
+    await settle(stage)
+    stage._busy = look
+    appear(stage, link(4, "eth0"))
+    await until(lambda: stage._hooks.attached == [4, 5])
+    assert told

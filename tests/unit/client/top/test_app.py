@@ -241,3 +241,10 @@ async def test_the_statistics_page_asks_while_it_is_open(daemon, build, open_top
         assert "rate 99.9 %\\x1b[2J" in screen(pilot.app)
         await pilot.press("q")
         await until(pilot, lambda: not isinstance(pilot.app.screen, StatisticsPage), "the list")
+
+
+async def test_the_statistics_page_says_who_may_not_see_them(daemon, open_top):
+    daemon.stats = None
+    async with open_top() as pilot:
+        await pilot.press("s")
+        await until(pilot, lambda: "refuses: GetStats tells of every user" in words(pilot.app), "the reason")
