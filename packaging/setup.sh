@@ -32,8 +32,15 @@ fi
 [[ -x $venv/bin/python ]] || /usr/bin/python3 -m venv --system-site-packages "$venv"
 echo "installing Python packages into $venv"
 "$venv/bin/pip" install --quiet --disable-pip-version-check -e '.[daemon,tui,dev]' 2> >(grep -v '^WARNING: Location' >&2)
-# What tests start with node; in the same folder, so that removing it removes everything.
-npm install --prefix "$venv/node" --silent --no-audit --no-fund '@grpc/grpc-js@1.14' '@grpc/proto-loader@0.8'
+# What tests start with node, and the published schema of HAR; in the same folder, so that removing it removes
+# everything.
+npm install --prefix "$venv/node" --silent --no-audit --no-fund '@grpc/grpc-js@1.14' '@grpc/proto-loader@0.8' \
+    har-schema@2.0.0
+# mitmproxy's reader of flow files, without the rest of it, in a folder that only one test's process looks into.
+"$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --upgrade --target "$venv/mitmproxy" \
+    mitmproxy==11.0.2 mitmproxy_rs==0.10.7 cryptography==44.0.3 cffi==1.17.1 pyOpenSSL==24.3.0 wsproto==1.2.0 \
+    h11==0.14.0 pyparsing==3.2.0 Brotli==1.1.0 zstandard==0.23.0 typing_extensions==4.12.2 \
+    2> >(grep -v '^WARNING: Location' >&2)
 if ((EUID == 0)) && ! getent passwd spliff >/dev/null; then
     systemd-sysusers "$PWD"/packaging/systemd/spliff.sysusers
 fi

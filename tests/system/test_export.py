@@ -11,6 +11,7 @@ from tests.support.client import watchers
 from tests.support.daemon import Daemon
 from tests.support.har_schema import HAR
 from tests.support.lab import Lab
+from tests.support.readers import har_validator, mitmproxy_flows
 from tests.support.servers import Nginx
 
 
@@ -30,6 +31,7 @@ def test_the_same_exchanges_in_three_formats(lab: Lab, daemon: Daemon, server: N
 
     log = json.loads((tmp_path / "out.har").read_text())
     jsonschema.Draft202012Validator(HAR).validate(log)
+    har_validator().validate(log)
     entries = log["log"]["entries"]
     assert [entry["request"]["url"] for entry in entries] == [
         server.url(f"/hello?number={number}") for number in range(4)
@@ -50,4 +52,12 @@ def test_the_same_exchanges_in_three_formats(lab: Lab, daemon: Daemon, server: N
     # The comment is on the packet where the request begins; that with a body is dissected where it ends.
     assert all("spliff: exchange " in line and "curl (" in line for line in lines[:3])
 
-    assert (tmp_path / "out.mitm").read_bytes().count(b"11:status_code;3:200#") == 4
+    flows = mitmproxy_flows(tmp_path / "out.mitm")
+    assert [flow["url"] for flow in flows] == [server.url(f"/hello?number={number}") for number in range(4)]
+    assert [flow["method"] for flow in flows] == ["GET", "GET", "GET", "POST"]
+    assert flows[3]["asked"] == "a=1"
+    for flow, entry in zip(flows[:3], entries, strict=False):
+        assert (flow["status"], flow["answered"]) == (200, "hello world\n")
+        assert (flow["server"], flow["tls"]) == (["127.0.0.1", server.port], entry["_tls"]["version"])
+        assert flow["comment"].startswith("curl (")
+        assert flow["metadata"]["process"]["comm"] == "curl"

@@ -15,9 +15,31 @@ from spliffctl.export.har import Har
 from spliffctl.parts import Body
 from spliffd.pb import spliff_pb2 as pb
 from tests.support.har_schema import HAR
+from tests.support.readers import har_validator
 
 NOTHING = (Body(), Body())
-VALIDATOR = jsonschema.Draft202012Validator(HAR)
+
+
+class Both:
+    """Our own schema of the specification, which is stricter, and the one that everybody uses."""
+
+    own, published = jsonschema.Draft202012Validator(HAR), har_validator()
+
+    def validate(self, log: dict) -> None:
+        self.own.validate(log)
+        self.published.validate(log)
+
+
+VALIDATOR = Both()
+
+
+def test_the_published_schema_refuses_what_is_no_har():
+    with pytest.raises(jsonschema.ValidationError, match="'version' is a required property"):
+        har_validator().validate({"log": {"creator": {"name": "x"}, "entries": []}})
+    with pytest.raises(jsonschema.ValidationError, match="is not of type"):
+        har_validator().validate(
+            {"log": {"version": 1, "creator": {"name": "x", "version": "1"}, "entries": 5}}
+        )
 
 
 def body(data: bytes) -> Body:
@@ -201,6 +223,8 @@ def test_anything_of_the_contract_gives_a_valid_file(build, data):
     exchange = data.draw(build.any_message(pb.Exchange, st.text(max_size=12)))
     for name in ("start_time_ns", "first_byte_time_ns", "end_time_ns"):
         setattr(exchange, name, data.draw(times))
+    for end in (exchange.connection.local, exchange.connection.remote):
+        end.address = data.draw(st.just("") | st.ip_addresses().map(str))
     parts = st.binary(max_size=40).map(body)
     message = data.draw(build.any_message(pb.Message, st.text(max_size=12)))
     har = Har()
