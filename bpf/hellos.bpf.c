@@ -14,21 +14,6 @@
 #define HELLO_PACKETS 32
 #define ALERT_BYTES 7 /* an alert in the clear, as a record of its own (RFC 8446, 6): encrypted ones are longer */
 
-struct packet {
-  struct flow_key key; /* as its sender sees it */
-  u32 length;
-  u32 payload_at;
-  u32 payload; /* bytes of TCP payload, without padding */
-  u32 sequence; /* of the first byte */
-  u32 acknowledgement;
-  u32 syn;
-  u32 segments; /* packets on the wire: GRO and TSO make one of many */
-};
-
-static __always_inline long load(void *ctx, bool xdp, u32 at, void *to, u32 size) {
-  return xdp ? bpf_xdp_load_bytes(ctx, at, to, size) : bpf_skb_load_bytes(ctx, at, to, size);
-}
-
 /* Keeps at most MOST bytes at `offset`, which is at most HELLO_ROOM - MOST: the verifier must see both bounds. */
 static __always_inline u64 keep_bytes(void *ctx, bool xdp, u32 at, struct hello_side *side, u64 offset, u64 size,
                                       u64 most) {
@@ -82,6 +67,9 @@ static __always_inline void see_hello(void *ctx, bool xdp, u64 cookie, struct fl
     if (start[0] != 22 /* handshake */ || start[1] != 3 || start[5] != 1 /* ClientHello: RFC 8446, 4 and 5.1 */)
       return;
     flow->flags |= FLOW_CLIENT_HELLO;
+    /* the client has had all that came before the answer */
+    walk_begin(direction == SENT ? &flow->side[SENT] : &flow->side[RECEIVED], packet->sequence, true);
+    walk_begin(direction == SENT ? &flow->side[RECEIVED] : &flow->side[SENT], packet->acknowledgement, false);
     u32 zero = 0;
     void *blank = bpf_map_lookup_elem(MAP_BLANK_HELLO, &zero);
     if (!blank || bpf_map_update_elem(MAP_HELLOS, &cookie, blank, 0))
@@ -91,7 +79,7 @@ static __always_inline void see_hello(void *ctx, bool xdp, u64 cookie, struct fl
       return;
     fresh->client = direction;
     fresh->side[0].base = packet->sequence;
-    fresh->side[1].base = packet->acknowledgement; /* the client has had all that came before the answer */
+    fresh->side[1].base = packet->acknowledgement;
     keep_piece(ctx, xdp, packet, &fresh->side[0]);
     return;
   }

@@ -292,6 +292,20 @@ enum hook { HOOK_XDP = 1, HOOK_TC = 2 };
 enum flow_flag { FLOW_CLIENT_HELLO = 1, FLOW_MORE_HOPS = 2, FLOW_SEEDED = 4, FLOW_SHARED = 8 };
 enum flow_state { FLOW_CONNECTING = 0, FLOW_ESTABLISHED = 1, FLOW_CLOSED = 2 };
 
+/* What the headers of one direction's TLS records say, from the ClientHello on; see record_lengths.bpf.c. Only
+ * records of application data are counted, which in TLS 1.3 are all that are encrypted. */
+struct record_side {
+  u64 walk; /* where the next header is; 0: no ClientHello was seen */
+  u64 bytes; /* sum of their lengths, headers not counted */
+  u64 flight_bytes; /* as much when the client began to encrypt: the server's flight of TLS 1.3 */
+  u64 first; /* lengths of the first four behind that, 16 bits each, the first one lowest */
+  u32 records;
+  u32 flight_records;
+  u32 last; /* length of the last one */
+  u16 begun; /* the client has begun to encrypt */
+  u16 client; /* it is the client's */
+};
+
 /* One TCP connection of a socket in scope: made when it opens, kept for a while when it has closed. */
 struct flow {
   u64 first_ns; /* ktime: when it was opened, or seeded */
@@ -317,9 +331,12 @@ struct flow {
   u64 tcp_received;
   /* 96: in order of the first packet */
   struct hop hop[HOPS];
+  /* 288: by enum direction */
+  struct record_side side[2];
 };
 _Static_assert(sizeof(struct hop) == 48, "flows.py counts on it");
-_Static_assert(sizeof(struct flow) == 288, "flows.py counts on it");
+_Static_assert(sizeof(struct record_side) == 48, "flows.py counts on it");
+_Static_assert(sizeof(struct flow) == 384, "flows.py counts on it");
 
 /* A question to a TLS library that a thread is asking; see facts.bpf.c. */
 struct asked {

@@ -4,7 +4,8 @@
  *
  * A packet tells addresses and ports; `cookies` leads from those to the connection, whose flow gets a hop for
  * each interface that sees it. Nothing here changes, drops or redirects a packet, and nothing of a packet is
- * kept but its length and, of a connection's first packets, how TLS begins (hellos.bpf.c).
+ * kept but its length, of a connection's first packets how TLS begins (hellos.bpf.c), and of TLS its records'
+ * lengths (record_lengths.bpf.c).
  *
  * The interfaces are those of one network namespace, the daemon's. A socket of that namespace sends at
  * egress and receives at ingress; counting it nowhere else keeps loopback, where each packet passes both,
@@ -248,6 +249,11 @@ static __always_inline u32 claim(void *ctx, bool xdp, u32 hook, bool egress, str
                        sender != PACKET_AMBIGUOUS && sender != PACKET_FOREIGN;
   add_packet(ctx, xdp, hook, cookie, flow, packet, direction, ifindex, ours || direction == SENT || first_request,
              now);
+  struct record_side *side = direction == SENT ? &flow->side[SENT] : &flow->side[RECEIVED];
+  if (record_begins(packet, side)) {
+    packet->walk = side->walk;
+    packet->records_of[direction] = cookie;
+  }
   return PACKET_OWN;
 }
 
@@ -327,6 +333,7 @@ static __always_inline void see(void *ctx, bool xdp, u32 hook, bool egress, bool
     count(COUNTER_COOKIE_MISSES, 1);
   else
     count((hook == HOOK_XDP ? COUNTER_XDP_OWN : COUNTER_TC_OWN) + outcome, 1);
+  see_records(ctx, xdp, packet);
 }
 
 static __always_inline int see_xdp(struct xdp_md *ctx, bool ethernet) {

@@ -63,12 +63,14 @@ class Connection:
         "pending",
         "process",
         "protocol",
+        "proved_at",
         "raw_kept",
         "recogniser",
         "request_direction",
         "room",
         "slots",
         "state",
+        "uncounted",
         "unwanted",
         "waiting",
         "websocket",
@@ -115,6 +117,10 @@ class Connection:
         """TLS calls by direction that moved it, as long as that."""
         self.waiting = 0
         """Its exchanges in the retry queue."""
+        self.proved_at: list[int] = []
+        """``expect`` when the records on the wire agreed with it (``facts.proved``)."""
+        self.uncounted = False
+        """Some of what nobody wanted is in no offset: they say nothing of how much there was."""
         self.given_up = False
         """Whether one of its exchanges waited for its flow in vain: the next ones do not wait."""
 
@@ -191,6 +197,7 @@ class Connection:
         out to be that.
         """
         self.expect[direction] = offset
+        self.uncounted = True
         if self.http1 is not None and self.state == HTTP1:
             return self.http1.spare(REQUEST if direction == self.request_direction else RESPONSE, now)
         self.pending[direction] = b""

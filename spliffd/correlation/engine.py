@@ -386,6 +386,7 @@ class Engine:
 
     def _close(self, connection: Connection, now: int) -> None:
         self.handshakes.release(connection, now)
+        self._join.mark_unseen(connection)
         self._finish(connection, connection.close(now))
         self._messages.take(connection, wanted=self.wants_chunks)
         self.connections.pop(connection.key, None)

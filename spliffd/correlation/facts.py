@@ -45,6 +45,7 @@ class ConnectionFacts:
         "ppid",
         "prefix",
         "process_start_ns",
+        "proved",
         "remote_address",
         "remote_port",
         "resumed",
@@ -77,6 +78,8 @@ class ConnectionFacts:
         self.local_port = self.remote_port = 0
         self.from_start = False
         """Whether it was seen from its handshake on."""
+        self.proved = False
+        """Whether the TLS records on the wire hold just the plaintext that was captured so far."""
         self.role = self.family = self.interface = ""
         self.netns_cookie = self.socket_cookie = 0
         self.packets_sent = self.packets_received = self.bytes_sent = self.bytes_received = 0

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from spliffd.correlation import tls_facts
+from spliffd.correlation import accounted, tls_facts
 from spliffd.correlation.claims import GIVEN, PERHAPS, FlowsOf
 from spliffd.correlation.connection import Connection
 from spliffd.correlation.retry import NEVER, Left, RetryQueue
 from spliffd.counters import CORRELATION_BUCKETS, Region
-from spliffd.kernel.flows import HOOKS, Hop
+from spliffd.kernel.flows import HOOKS, Hop, RecordSide
 from spliffd.kernel.hellos import Hello
 from spliffd.protocols.messages import COMPLETE, HttpExchange
 
@@ -63,6 +63,8 @@ class Kernel(NamedTuple):
     """How TLS began on a socket, by its cookie."""
     glance: Look | None = None
     """``look`` for what is no finished exchange, where it is to be told apart: a fault of tests is."""
+    sides: Callable[[], tuple[RecordSide, RecordSide]] | None = None
+    """The TLS records, sent and received, of the socket that was looked up last."""
 
 
 Claim = Callable[[Connection], int]
@@ -91,6 +93,7 @@ class Join:
         self._look_up = kernel.look
         self._glance_up = kernel.glance or kernel.look
         self._hooked = kernel.hooked
+        self._sides = kernel.sides
         self._claim = claim
         self.learn: Learn = learn_nothing
         """Called when a connection's packets are found for the first time."""
@@ -116,8 +119,11 @@ class Join:
         ``busy`` says that the worker has more to do than it can.
         """
         for entry in finished:
-            if entry[0].fresh_until_ns <= now:
+            connection = entry[0]
+            if connection.fresh_until_ns <= now:
                 return self._admit_each(finished, now, busy=busy)
+            if connection.facts.proved:
+                _doubt(connection)
         self._count_immediate(len(finished))
         return finished
 
@@ -157,6 +163,8 @@ class Join:
         immediate = 0
         for entry in finished:
             connection = entry[0]
+            if connection.facts.proved:
+                _doubt(connection)
             if connection.fresh_until_ns > now or self._may_leave(connection):
                 ready.append(entry)
                 immediate += 1
@@ -234,7 +242,36 @@ class Join:
         facts.traffic = None
         if facts.hello_of != facts.socket_cookie:
             self.learn(connection, self._now)
+        if self._sides is not None and not connection.uncounted:
+            self._account(connection, self._sides())
         return True
+
+    def _account(self, connection: Connection, sides: tuple[RecordSide, RecordSide]) -> None:
+        """Compares what was captured with the records on the wire.
+
+        Where the first calls may have been missed, they could pass for the handshake's end in TLS 1.3.
+        """
+        facts, expect = connection.facts, connection.expect
+        facts.proved = (
+            (facts.from_start or facts.tls_version == accounted.TLS12)
+            and accounted.agrees(sides[0], expect[0], facts)
+            and accounted.agrees(sides[1], expect[1], facts)
+        )
+        if facts.proved:
+            connection.proved_at = expect.copy()
+
+    def mark_unseen(self, connection: Connection) -> None:
+        """The connection is over: tells its last exchange what was on the wire and no call has moved.
+
+        Only where one exchange is under way: of several nobody knows which one's it is.
+        """
+        cut, facts = connection.under_way(), connection.facts
+        if len(cut) != 1 or self._sides is None or not facts.from_start or connection.uncounted:
+            return
+        if facts.socket_cookie and self._look_up(facts.socket_cookie):
+            sides, expect = self._sides(), connection.expect
+            size = accounted.unseen(sides[0], expect[0], facts) + accounted.unseen(sides[1], expect[1], facts)
+            cut[0].missing_bytes = max(cut[0].missing_bytes, size)
 
     def _count_immediate(self, number: int) -> None:
         self._words[self._n_bucket] += number
@@ -257,6 +294,12 @@ class Join:
         return gone
 
 
+def _doubt(connection: Connection) -> None:
+    """What has moved since the wire was compared is not proved."""
+    if connection.proved_at != connection.expect:
+        connection.facts.proved = False
+
+
 def look_anew(connection: Connection) -> None:
     """The interfaces have changed: what was not found may be there now."""
     connection.fresh_until_ns = 0
@@ -267,6 +310,7 @@ def forget(connection: Connection) -> None:
     """It has another socket: nothing that was known of its packets is true of that one."""
     facts = connection.facts
     facts.wire = facts.interface = ""
+    facts.proved = False
     facts.path = []
     facts.packets_sent = facts.packets_received = facts.bytes_sent = facts.bytes_received = 0
     facts.traffic = None

@@ -38,6 +38,7 @@ SOURCES = (
     "adjacent.bpf.c",
     "go.bpf.c",
     "facts.bpf.c",
+    "record_lengths.bpf.c",
     "hellos.bpf.c",
     "packets.bpf.c",
     "processes.bpf.c",

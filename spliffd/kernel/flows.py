@@ -18,7 +18,7 @@ from typing import NamedTuple
 from spliffd.kernel import bpf
 
 KEY_SIZE = 8
-FLOW_SIZE = 288
+FLOW_SIZE = 384
 HOPS = 4
 """Interfaces that one connection is followed over: container veth, bridge, tunnel, physical."""
 
@@ -37,7 +37,9 @@ _HOP = struct.Struct("=IIQQQQQ")
 _USED_AT = 70
 _HOPS_AT = 96
 assert _FLOW.size == _HOPS_AT
-assert _HOPS_AT + HOPS * _HOP.size == FLOW_SIZE
+_SIDE = struct.Struct("=QQQQIIIHH")
+_SIDES_AT = _HOPS_AT + HOPS * _HOP.size
+assert _SIDES_AT + 2 * _SIDE.size == FLOW_SIZE
 
 _BATCH = 1024
 """Flows of one system call: 300 KB; a bucket of the kernel's hash holds a handful."""
@@ -55,6 +57,30 @@ class Hop(NamedTuple):
     """As the interface sees them, headers included; GRO and TSO make one large packet of several."""
     bytes_received: int
     first_ns: int
+
+
+class RecordSide(NamedTuple):
+    """What the lengths of one direction's TLS records say, from the ClientHello on, as far as all are known.
+
+    Of records of application data only: in TLS 1.3 all that are encrypted, the end of the handshake included.
+    """
+
+    walk: int
+    """Where the next record begins, and more; 0: no ClientHello was seen."""
+    size: int
+    """Sum of their lengths, without the headers' five bytes."""
+    flight_size: int
+    """As much when the client began to encrypt; 0 for the client's own side."""
+    first: int
+    """Lengths of the first four behind that flight, 16 bits each, the first one lowest."""
+    records: int
+    flight_records: int
+    last: int
+    """Length of the last one."""
+    begun: int
+    """Whether the client has begun to encrypt."""
+    client: int
+    """Whether it is the client's."""
 
 
 class Flow(NamedTuple):
@@ -87,6 +113,8 @@ class Flow(NamedTuple):
     """Whether a probe fired on it: some of what it carries is seen decrypted."""
     ktls: bool = False
     """Whether the kernel encrypts for it (setsockopt TCP_ULP "tls"), as of the last look, or its end."""
+    sides: tuple[RecordSide, RecordSide] = (RecordSide(0, 0, 0, 0, 0, 0, 0, 0, 0),) * 2
+    """Its TLS records: sent, received."""
 
     @property
     def wire(self) -> str:
@@ -105,6 +133,12 @@ def unpack_hops(data: bytes | memoryview, used: int) -> tuple[Hop, ...]:
     return tuple(hop for hop in hops if 0 < hop.hook < len(HOOKS))
 
 
+def unpack_sides(data: bytes | memoryview) -> tuple[RecordSide, RecordSide]:
+    """The TLS records of a struct flow, as its packets showed them: sent, received."""
+    unpack = _SIDE.unpack_from
+    return RecordSide._make(unpack(data, _SIDES_AT)), RecordSide._make(unpack(data, _SIDES_AT + _SIDE.size))
+
+
 class HopLookup:
     """Looks up where packets of a socket went, and nothing else of its flow: fit for every exchange."""
 
@@ -119,6 +153,10 @@ class HopLookup:
         value = look.value
         return unpack_hops(value, value[_USED_AT])
 
+    def sides(self) -> tuple[RecordSide, RecordSide]:
+        """The TLS records of what was looked up last."""
+        return unpack_sides(self._look.value)
+
 
 def unpack_flow(data: bytes) -> Flow:
     """Decodes a struct flow; any FLOW_SIZE bytes give a result, fewer raise struct.error."""
@@ -129,6 +167,7 @@ def unpack_flow(data: bytes) -> Flow:
     return Flow(
         first, last, closed, netns, local, remote, local_port, remote_port, family, role,
         unpack_hops(data, used), flags, tgid, state, sent, received, bool(plaintext), bool(ktls),
+        unpack_sides(data),
     )  # fmt: skip
 
 

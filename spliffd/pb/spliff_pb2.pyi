@@ -1282,7 +1282,9 @@ class Completeness(_message.Message):
     state: _builtins.str
     """complete, truncated, gap, joined_mid_stream, request_missing, response_missing, aborted; in_progress in a Progress."""
     missing_bytes: _builtins.int
-    """Bytes known to be missing."""
+    """Bytes known to be missing. Of an exchange that its connection's end cuts off: also those that TLS records in its
+    packets held, and that the program never read or that no probe saw.
+    """
     gap_offset: _builtins.int
     """Where in the direction's stream the first gap is."""
     body_not_sent: _builtins.int
@@ -1291,8 +1293,10 @@ class Completeness(_message.Message):
     """Who aborted it and why, where HTTP/2 says so: `RST_STREAM CANCEL by the client`."""
     proof: _builtins.str
     """What accounts for the bytes: `offsets` where the connection was seen from its handshake on, so that every byte
-    that its TLS calls moved has its place in the stream, and a byte that is not here is a gap; empty where it was
-    joined later, or hides its handshake: then that holds from the first call that was seen on.
+    that its TLS calls moved has its place in the stream, and a byte that is not here is a gap; `wire` where, beyond
+    that, the lengths of the TLS records in the connection's packets leave room for just these bytes; empty where it
+    was joined later, or hides its handshake: then the first holds from the first call that was seen on. `wire` takes
+    an AEAD cipher suite and every packet with a record's header seen in order, until the exchange was finished.
     """
     def __init__(
         self,

@@ -89,7 +89,7 @@ def main() -> int:
             control.send(ipc.encode(ipc.EnterOwners()))
 
     flows_of = ProcessFlows(args.flows_fd, time.monotonic_ns, ask_owners)
-    looks = Kernel(look, flows_of, Hooked(area.supervisor), tables.hello, glance)
+    looks = Kernel(look, flows_of, Hooked(area.supervisor), tables.hello, glance, tables.sides)
     loop = Loop(
         args.number, ring, armed, control, counters, kernel, tables, looks, flows_of.owners_entered,
         unwanted.until,

@@ -23,6 +23,7 @@ from spliffd.pb import spliff_pb2 as pb
 from spliffd.protocols.masking import Masker
 from spliffd.protocols.messages import (
     COMPLETE,
+    IN_PROGRESS,
     GrpcFacts,
     HttpExchange,
     HttpMessage,
@@ -130,6 +131,7 @@ _request_constants = constants(
 _response_constants = constants((Field(_R, "status"), Field(_R, "reason"), Field(_R, "version")))
 
 _COMPLETE: Final = _STATE.encode(COMPLETE)
+_ON_THE_WIRE: Final = _COMPLETENESS_OF.encode(Field(pb.Completeness, "proof").encode("wire"))
 _PROVED: Final = _COMPLETENESS_OF.encode(Field(pb.Completeness, "proof").encode("offsets"))
 MAX_USUAL: Final = 64
 """Combinations of protocol and wire hook remembered; there are 15."""
@@ -230,6 +232,8 @@ def exchange_bytes(
     if usual is None or attempts or latency_ns or exchange.state != COMPLETE or exchange.gap_offset:
         usual = _how_it_went(exchange, protocol, wire, attempts, latency_ns)
     parts.append(usual)
+    if facts.proved and exchange.state != IN_PROGRESS:
+        parts.append(_ON_THE_WIRE)  # in place of the prefix's
     if exchange.stream_id:
         parts.append(_STREAM.encode(exchange.stream_id))
     if exchange.part_key:

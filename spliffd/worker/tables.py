@@ -12,7 +12,7 @@ from __future__ import annotations
 from spliffd.correlation.connection import Connection
 from spliffd.counters import HOOK_MODES, Region
 from spliffd.kernel import bpf
-from spliffd.kernel.flows import Hop, HopLookup
+from spliffd.kernel.flows import Hop, HopLookup, RecordSide
 from spliffd.kernel.hellos import Hello, HelloLookup
 from spliffd.kernel.maps import CONN_VALUE
 from spliffd.kernel.records import KEY_BYTES
@@ -48,6 +48,10 @@ class Tables:
             return self._hops(cookie)
         except OSError:
             return ()
+
+    def sides(self) -> tuple[RecordSide, RecordSide]:
+        """The TLS records, sent and received, of the socket whose packets were just found."""
+        return self._hops.sides()
 
     def hello(self, cookie: int) -> Hello | None:
         """How TLS began on a socket; None where the kernel does not let us look."""

@@ -23,6 +23,7 @@ import subprocess
 from typing import Any
 
 from tests.support.lab import PYTHON, Lab
+from tests.support.net import Namespace
 
 COMMON = r"""
 import hashlib, json, os, random, signal, socket, ssl, struct, sys, time
@@ -223,9 +224,10 @@ def sha256(data: bytes) -> str:
 class HttpServer:
     """The server program in the lab."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, namespace: Namespace | None = None) -> None:
+        command = [PYTHON, "-c", SERVER, str(lab.certificate), str(lab.key)]
         self.process = lab.start(
-            PYTHON, "-c", SERVER, lab.certificate, lab.key,
+            *(namespace.enter(*command) if namespace else command),
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         assert self.process.stdout is not None

@@ -15,7 +15,7 @@ from spliffd.correlation.facts import ConnectionFacts
 from spliffd.correlation.flows import Finished, Kernel
 from spliffd.counters import Region
 from spliffd.kernel import records
-from spliffd.kernel.flows import Flow, Hop
+from spliffd.kernel.flows import Flow, Hop, RecordSide
 from spliffd.kernel.hellos import Hello
 from spliffd.protocols.messages import HttpExchange
 from spliffd.protocols.websocket_message import WebSocketMessage
@@ -111,7 +111,11 @@ class Stage:
         self.hooked = False
         self.hellos: dict[int, Hello] = {}
         """How TLS began, by socket cookie."""
-        kernel = Kernel(self.look, self.flows_of, lambda: self.hooked, self.hellos.get)
+        self.sides = (RecordSide(0, 0, 0, 0, 0, 0, 0, 0, 0),) * 2
+        """The TLS records of whatever socket is looked up: none were seen."""
+        kernel = Kernel(
+            self.look, self.flows_of, lambda: self.hooked, self.hellos.get, sides=lambda: self.sides
+        )
         self.engine = Engine(self.told, self.counters, BEGAN, kernel)
 
     def look(self, cookie: int) -> tuple[Hop, ...]:

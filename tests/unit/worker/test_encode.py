@@ -332,3 +332,19 @@ def test_times_are_varints_whatever_was_encoded_before(times, step):
     for ns in [*times, *(time ^ step for time in times)]:
         tag = encode._START
         assert pb.Exchange.FromString(tag + encode._time(ns)).start_time_ns == ns
+
+
+def test_the_wires_proof_takes_the_place_of_the_offsets():
+    exchange = parsed(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n")
+    facts = ConnectionFacts()
+    facts.from_start = True
+
+    def proof() -> str:
+        public, _ = exchange_bytes(facts, exchange, "http1", "TC", 0, 0, WALL, HEADS, reveal=False)
+        return pb.Exchange.FromString(public).completeness.proof
+
+    assert proof() == "offsets"
+    facts.proved = True
+    assert proof() == "wire"
+    exchange.state = "in_progress"
+    assert proof() == "offsets", "more of it is to come"
