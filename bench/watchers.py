@@ -1,9 +1,11 @@
-"""What watchers cost the api process: 5,000 exchanges a second, without, with 1, 4 and 16 watchers.
+"""What watchers cost: the api alone at 5,000 exchanges a second, and the whole daemon under a real load.
 
-The api is the real process; this one stands for supervisor and worker, a process of its own for the
-watchers. Exchanges are some 1.3 KiB with twenty headers, as a worker serialises them. Each watcher has
-another filter: a third by pid, a third by status and path, a third an expression that needs the message.
-Memory history is on, as by default. The watchers' own CPU is not the daemon's and is not counted.
+Without watchers, and with 1, 4 and 16 of them. First, the api is the real process; this one stands for
+supervisor and worker, a process of its own for the watchers. Exchanges are some 1.3 KiB with twenty headers,
+as a worker serialises them. Each watcher has another filter: a third by pid, a third by status and path, a
+third an expression that needs the message. Memory history is on, as by default. Then everything is real:
+supervisor, worker and api, with keep-alive clients of nginx at a steady rate that leaves room for watchers
+on a small machine. The watchers' own CPU is not the daemon's and is not counted.
 """
 
 from __future__ import annotations
@@ -11,20 +13,26 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.synchronize
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from bench.latency import CLIENT
 from bench.processes import cpu_ns
 from bench.report import Figure
+from bench.watched import Watched
+from bench.web import Web
 from spliffd import ipc
 from spliffd.config import History
 from spliffd.pb import spliff_pb2 as pb
-from tests.support.lab import REPOSITORY, say
+from tests.support.lab import PYTHON, REPOSITORY, Lab, say
 
 RATE = 5_000
 SECONDS = 3.0
+CLIENTS, CLIENT_RATE = 2, 700
+"""Of the real load: two processors are shared by nginx, its clients, the daemon and the watchers."""
 BATCH = 64
 WATCHERS = (0, 1, 4, 16)
 EXPRESSIONS = (
@@ -145,6 +153,71 @@ def run(count: int, batches: list[bytes]) -> tuple[float, int]:
         shutil.rmtree(folder)
 
 
+def run_whole(daemon: Watched, web: Web, count: int) -> tuple[float, int]:
+    """(us of the daemon's CPU for each exchange, exchanges delivered) with so many watchers."""
+    context = multiprocessing.get_context("spawn")
+    ready, seen = context.Barrier(2), context.Array("Q", max(1, count))
+    texts = [wanted.SerializeToString() for wanted in real_filters(count, web)]
+    watchers = context.Process(target=read, args=(str(daemon.socket), texts, ready, seen), daemon=True)
+    if count:
+        watchers.start()
+        ready.wait()
+    daemon.settle()
+    before = daemon.reading()
+    command = [PYTHON, "-c", CLIENT, str(web.server.port), str(CLIENT_RATE), str(SECONDS)]
+    loads = [
+        daemon.lab.start(*command, env={"LD_LIBRARY_PATH": ""}, stdout=subprocess.DEVNULL)
+        for _ in range(CLIENTS)
+    ]
+    for load in loads:
+        load.wait(60)
+    daemon.settle()
+    spent = daemon.reading().since(before)
+    if count:
+        watchers.kill()
+        watchers.join()
+    return spent.cpu_ns / 1000 / max(1, spent.exchanges), sum(seen)
+
+
+def real_filters(count: int, web: Web) -> list[pb.Filter]:
+    """Another filter for each watcher; every other one lets all of it through."""
+    expressions = (
+        "duration_ns >= 0ms && response.status < {n}",
+        "request.path.matches('^/re[a-p]ly[.]txt$') || process.pid == {n}",
+        "size(request.headers) < {n}",
+        "completeness.state == 'complete' && response.body_size < {n}K",
+    )
+    made = []
+    for n in range(count):
+        if n % 2:
+            made.append(pb.Filter(pids=[*web.pids, n], statuses=[pb.StatusRange(first=200, last=300 + n)]))
+        else:
+            made.append(pb.Filter(expression=expressions[n // 2 % 4].format(n=1000 + n)))
+    return made
+
+
+def whole() -> list[Figure]:
+    """The same for the whole daemon."""
+    part = f"watchers: the whole daemon's CPU at {CLIENT_RATE * CLIENTS:,} exchanges/s that nginx answers"
+    figures, cost = [], {}
+    with Lab("bench-watchers") as lab:
+        daemon = Watched(lab, config="[capture]\nunwatched_rate = 0\n")
+        web = Web(lab)
+        daemon.wait_attached()
+        for count in WATCHERS:
+            cost[count], delivered = run_whole(daemon, web, count)
+            say(f"   {count} watchers: {cost[count]:.1f} us for each exchange, {delivered:,} delivered")
+            figures.append(
+                Figure(part, f"{count} watchers", cost[count], "us/exchange", note=f"{delivered:,} delivered")
+            )
+        daemon.stop()
+    added = (cost[16] - cost[1]) / 15
+    note = f"{added:.2f} us/exchange"
+    share = 100 * added / cost[1]
+    figures.append(Figure(part, "one more watcher, of what one costs", share, "%", target="< 10", note=note))
+    return figures
+
+
 def measure() -> list[Figure]:
     """Each number of watchers, and what one more costs."""
     part = f"watchers: the api's CPU at {RATE:,} exchanges/s, each watcher with another filter"
@@ -159,4 +232,4 @@ def measure() -> list[Figure]:
     added = (cost[16] - cost[1]) / 15
     note = f"{added * RATE / 10_000:.2f} % of a core"
     figures.append(Figure(part, "one more watcher", added, "us/exchange", note=note))
-    return figures
+    return figures + whole()

@@ -24,6 +24,17 @@ PASS_XDP = bytes.fromhex("b4000000020000009500000000000000")
 NAMES = [f"{hook}_l{layer}" for hook in ("xdp", "tc_ingress", "tc_egress", "xdp_egress") for layer in (2, 3)]
 
 
+def qdiscs(ns: Namespace) -> list[str]:
+    """Interfaces that have a clsact qdisc."""
+    return [one["dev"] for one in json.loads(ns.tc("-j qdisc show")) if one["kind"] == "clsact"]
+
+
+def filters(ns: Namespace, name: str, side: str = "ingress") -> list[str]:
+    """Names of the bpf filters on one side of an interface."""
+    listed = json.loads(ns.tc(f"-j filter show dev {name} {side}"))
+    return [one["options"]["bpf_name"] for one in listed if "bpf_name" in one.get("options", {})]
+
+
 class Monitor:
     """The monitor in ``namespace``, configured by ``settings``; leaving it kills the monitor unless ``stop`` came first."""
 

@@ -248,3 +248,32 @@ async def test_the_statistics_page_says_who_may_not_see_them(daemon, open_top):
     async with open_top() as pilot:
         await pilot.press("s")
         await until(pilot, lambda: "refuses: GetStats tells of every user" in words(pilot.app), "the reason")
+
+
+async def test_a_flood_is_bounded_and_keys_are_answered_meanwhile(daemon, build, open_top):
+    total = 30_011
+    paused = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def watch(context):
+        batch = many(build, 1, 1000, request__body=b"x" * 200)
+        for first in range(0, total, 1000):
+            for number, item in enumerate(batch, first + 1):
+                item.exchange.id = number
+            yield pb.WatchResponse(items=batch[: total - first])
+            if first == 15_000:
+                asyncio.run_coroutine_threadsafe(paused.wait(), loop).result(60)
+        daemon.hold(context)
+
+    daemon.watch = watch
+    async with open_top() as pilot:
+        history = pilot.app.history
+        await until(pilot, lambda: history.total >= 16_000, "half of it")
+        await pilot.press("p")
+        await until(pilot, lambda: "paused" in screen(pilot.app), "a pause")
+        paused.set()
+        await until(pilot, lambda: f"paused, {total - 16_000:,} newer" in screen(pilot.app), "the rest")
+        assert 10_000 <= len(history.live().rows) <= 11_000
+        await pilot.press("f")
+        await until(pilot, lambda: f"{total:,} exchanges | following" in screen(pilot.app), "all of it")
+        assert history.live().rows[-1].exchange.id == total
