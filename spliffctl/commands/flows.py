@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from spliffctl import filters, units
+from spliffctl import filters, options, units
 
 if TYPE_CHECKING:
     from spliffd.pb import spliff_pb2 as pb
@@ -50,22 +50,14 @@ Examples:
   spliffctl flows --interface wg0 --port 443
   spliffctl flows -o json | jq 'select(.flow.wire == "NONE")'""",
 )
-@click.option("--pid", "pids", type=filters.PID, multiple=True, help="Process id.")
+@options.pids
 @click.option("--port", "ports", type=filters.PORT, multiple=True, help="Port, local or remote.")
 @click.option(
     "--interface", "interfaces", type=Interface("NAME"), multiple=True, help="Interface that saw its packets."
 )
 @click.option("--tls", is_flag=True, help="Only flows on which a TLS ClientHello was seen.")
 @click.option("-v", "--verbose", is_flag=True, help="Show cookies, times and each interface too.")
-@click.option(
-    "-o",
-    "--output",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: one object a line.",
-)
+@options.form()
 @click.pass_obj
 def command(
     path: str,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from spliffctl import options
+
 if TYPE_CHECKING:
     from spliffd.pb import spliff_pb2 as pb
 
@@ -27,15 +29,7 @@ Examples:
   sudoedit /etc/spliff/spliffd.toml     (section [interfaces])
   sudo systemctl reload spliffd""",
 )
-@click.option(
-    "-o",
-    "--output",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: one object a line.",
-)
+@options.form()
 @click.pass_obj
 def command(path: str, form: str) -> int:
     """List the network interfaces and their packet hooks."""

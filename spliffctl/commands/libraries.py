@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from spliffctl import options
+
 if TYPE_CHECKING:
     from spliffd.pb import spliff_pb2 as pb
 
@@ -27,15 +29,7 @@ Examples:
   spliffctl libraries -o json | jq 'select(.library.state != "attached")'""",
 )
 @click.option("-v", "--verbose", is_flag=True, help="List every probe site too.")
-@click.option(
-    "-o",
-    "--output",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: one object a line.",
-)
+@options.form()
 @click.pass_obj
 def command(path: str, verbose: bool, form: str) -> int:
     """List the TLS libraries found and where their probes sit."""

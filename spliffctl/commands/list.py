@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from spliffctl import filters, history
+from spliffctl import filters, history, options
 from spliffctl.commands.watch import filter_options
 
 DEFAULT_COUNT = 50
@@ -37,16 +37,8 @@ Examples:
 @click.option(
     "--since", type=history.SINCE, help="All since then, unless -n says less: 5m, 2026-11-22T15:04."
 )
-@click.option(
-    "-o",
-    "--output",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: one object a line.",
-)
-@click.option("--utc", is_flag=True, help="Times in UTC instead of local time.")
+@options.form()
+@options.utc
 @click.pass_obj
 def command(path: str, /, count: int | None, since: Any, form: str, utc: bool, **selected: Any) -> int:
     """List what the daemon remembers, one line for each exchange."""

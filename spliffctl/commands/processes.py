@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spliffctl import filters
+from spliffctl import options
 
 if TYPE_CHECKING:
     from spliffd.pb import spliff_pb2 as pb
@@ -30,18 +30,10 @@ Examples:
   spliffctl why --pid 1234
   spliffctl processes -o json | jq 'select(.process.reason == "static")'""",
 )
-@click.option("--pid", "pids", type=filters.PID, multiple=True, help="Process id.")
+@options.pids
 @click.option("--not-covered", is_flag=True, help="Only those that are not covered, or only partly.")
 @click.option("-v", "--verbose", is_flag=True, help="Show reasons in words, files and connections too.")
-@click.option(
-    "-o",
-    "--output",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: one object a line.",
-)
+@options.form()
 @click.pass_obj
 def command(path: str, pids: tuple[int, ...], not_covered: bool, verbose: bool, form: str) -> int:
     """List the processes that speak TLS, and whether it is seen decrypted."""

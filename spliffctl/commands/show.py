@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spliffctl import filters
+from spliffctl import filters, options
 
 if TYPE_CHECKING:
     from spliffd.pb import spliff_pb2 as pb
@@ -31,16 +31,8 @@ Examples:
 @click.option(
     "--epoch", type=filters.Number("EPOCH", 1, (1 << 64) - 1), help="The ids' epoch, if not the present."
 )
-@click.option(
-    "-o",
-    "--output",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: one object.",
-)
-@click.option("--utc", is_flag=True, help="Times in UTC instead of local time.")
+@options.form("one object")
+@options.utc
 @click.pass_obj
 def command(path: str, number: int, body: str | None, epoch: int | None, form: str, utc: bool) -> int:
     """Show one exchange of history: headers, bodies, timing, connection, correlation."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spliffctl import filters, units
+from spliffctl import filters, options, units
 
 if TYPE_CHECKING:
     from spliffd.pb import spliff_pb2 as pb
@@ -42,15 +42,7 @@ Examples:
   spliffctl stats --watch --interval 10s
   spliffctl stats -o json | jq '.values."spliff_cookie_misses_total"'""",
 )
-@click.option(
-    "-o",
-    "--output",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help='json: {"since_time_ns": "…", "values": {name: number, …}}.',
-)
+@options.form('{"since_time_ns": "…", "values": {name: number, …}}')
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
 @click.option(
     "--interval", type=Seconds("TIME"), help="Between two of them.  [default: 2s]; implies --watch."

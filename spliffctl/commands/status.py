@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spliffctl import filters, units
+from spliffctl import filters, options, units
 from spliffctl.errors import ClientError, NotPermittedError, RefusedError, UnavailableError
 
 if TYPE_CHECKING:
@@ -44,16 +44,8 @@ Examples:
 @click.option(
     "--wait", "seconds", type=Seconds("SECONDS"), help="Wait up to this long until the daemon is ready."
 )
-@click.option(
-    "-o",
-    "--output",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: one object.",
-)
-@click.option("--utc", is_flag=True, help="Times in UTC instead of local time.")
+@options.form("one object")
+@options.utc
 @click.pass_obj
 def command(path: str, seconds: float | None, form: str, utc: bool) -> int:
     """Show what runs, what it captures, and how well it is."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from spliffctl import options
 from spliffctl.commands.watch import filter_options
 from spliffctl.errors import ClientError
 
@@ -39,7 +40,7 @@ Examples:
   spliffctl top --filter 'duration_ns > 250ms'""",
 )
 @filter_options
-@click.option("--utc", is_flag=True, help="Times in UTC instead of local time.")
+@options.utc
 @click.pass_obj
 def command(path: str, /, utc: bool, **selected: Any) -> int:
     """Show it full-screen: live list, details, statistics."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spliffctl import filters, history, units
+from spliffctl import filters, history, options, units
 from spliffctl.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ClientError, RefusedError
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ Examples:
     type=Rotate("SIZE|TIME"),
     help="Begin another file after 100M or 10m; files are named FILE-START-NUMBER.",
 )
-@click.option("--utc", is_flag=True, help="Times in UTC instead of local time.")
+@options.utc
 @click.option(
     "--since", type=history.SINCE, help="Begin with what is known since then: 5m, 2026-11-22T15:04."
 )

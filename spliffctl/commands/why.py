@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spliffctl import filters
+from spliffctl import filters, options
 
 if TYPE_CHECKING:
     from spliffd.pb import spliff_pb2 as pb
@@ -71,15 +71,7 @@ Examples:
   spliffctl why --pid "$(pidof -s nginx)\"""",
 )
 @click.option("--pid", type=filters.PID, required=True, help="Process id.")
-@click.option(
-    "-o",
-    "--output",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: as `processes` prints it.",
-)
+@options.form("as `processes` prints it")
 @click.pass_obj
 def command(path: str, pid: int, form: str) -> int:
     """Say whether a process's TLS is seen decrypted, why not, and what to do."""
