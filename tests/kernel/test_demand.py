@@ -13,6 +13,7 @@ from spliffd.kernel.unwanted import Unwanted
 from spliffd.stages.demands import Demands
 from tests.support.dialogue import Dialogue
 from tests.support.lab import Lab, wait_for
+from tests.support.shared import lab_of_the_file
 from tests.support.tracer import Record, Tracer
 
 GET = b"GET /1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -51,10 +52,7 @@ class Watched:
         return [record.payload for record in self.data()]
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("demand") as lab:
-        yield lab
+lab = lab_of_the_file("demand")
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["session", "two-links"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import capstone
@@ -15,6 +14,7 @@ from spliffd.stages.placements import probe_of
 from spliffd.targets.inspector import inspect_fd
 from tests.support import golang
 from tests.support.lab import Lab, say
+from tests.support.shared import lab_of_the_file
 from tests.support.tracer import Tracer, streams
 
 ROUNDS = 53
@@ -23,10 +23,7 @@ TOOLCHAINS = golang.toolchains()
 pytestmark = pytest.mark.skipif(not TOOLCHAINS, reason=golang.WITHOUT)
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("go") as lab:
-        yield lab
+lab = lab_of_the_file("go")
 
 
 @pytest.fixture(params=sorted(TOOLCHAINS))

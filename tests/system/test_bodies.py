@@ -15,6 +15,7 @@ from tests.support.daemon import Daemon, Watch
 from tests.support.http_programs import HttpServer, content, http_client, sha256
 from tests.support.lab import Lab, say
 from tests.support.servers import Nginx
+from tests.support.shared import daemon_of_the_file, lab_of_the_file
 
 MIB = 1 << 20
 FILE = 64 * MIB
@@ -29,17 +30,8 @@ WRITES = [(1, ONES), (16_383, FILE), (16_384, FILE), (16_385, FILE), (MIB, FILE)
 IDS = [f"{size}-byte writes" for size, _ in WRITES]
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("bodies") as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def daemon(lab: Lab) -> Iterator[Daemon]:
-    daemon = Daemon(lab)
-    yield daemon
-    daemon.stop()
+lab = lab_of_the_file("bodies")
+daemon = daemon_of_the_file()
 
 
 @pytest.fixture(scope="module")

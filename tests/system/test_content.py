@@ -6,7 +6,6 @@ import base64
 import json
 import subprocess
 import zlib
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,22 +13,14 @@ from tests.support.client import exchanges
 from tests.support.daemon import PYTHON, Daemon
 from tests.support.lab import REPOSITORY, Lab
 from tests.support.servers import Nginx
+from tests.support.shared import daemon_of_the_file, lab_of_the_file
 
 PAGE = "<p>row</p>\n" * 3000
 DOCUMENT = {"rows": [{"n": n, "text": "x" * 20} for n in range(200)]}
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("content") as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def daemon(lab: Lab) -> Iterator[Daemon]:
-    daemon = Daemon(lab)
-    yield daemon
-    daemon.stop()
+lab = lab_of_the_file("content")
+daemon = daemon_of_the_file()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from spliffd.pb import spliff_pb2
 from tests.support import golang
 from tests.support.daemon import Daemon, Watch
 from tests.support.lab import Lab, say, wait_for
+from tests.support.shared import lab_of_the_file
 
 REQUESTS = 211
 SIZE = 9001
@@ -21,10 +22,7 @@ TOOLCHAINS = golang.toolchains()
 pytestmark = pytest.mark.skipif(not TOOLCHAINS, reason=golang.WITHOUT)
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("go") as lab:
-        yield lab
+lab = lab_of_the_file("go")
 
 
 @pytest.fixture(scope="module")

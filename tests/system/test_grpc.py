@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from spliffd.pb import spliff_pb2
 from tests.support.daemon import Daemon
 from tests.support.lab import Lab, wait_for
 from tests.support.servers import Nginx
+from tests.support.shared import daemon_of_the_file, lab_of_the_file
 
 PROTO = """\
 syntax = "proto3";
@@ -53,17 +53,8 @@ server.wait_for_termination()
 """
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("grpc") as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def daemon(lab: Lab) -> Iterator[Daemon]:
-    daemon = Daemon(lab)
-    yield daemon
-    daemon.stop()
+lab = lab_of_the_file("grpc")
+daemon = daemon_of_the_file()
 
 
 @pytest.fixture(scope="module")

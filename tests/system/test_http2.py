@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support.daemon import Daemon
 from tests.support.lab import Lab, say
 from tests.support.servers import Nginx
+from tests.support.shared import daemon_of_the_file, lab_of_the_file
 
 STREAMS = 1009
 CONNECTIONS = 7
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("http2") as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def daemon(lab: Lab) -> Iterator[Daemon]:
-    daemon = Daemon(lab)
-    yield daemon
-    daemon.stop()
+lab = lab_of_the_file("http2")
+daemon = daemon_of_the_file()
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-from collections.abc import Iterator
-
-import pytest
 
 from spliffd.pb import spliff_pb2
 from tests.support.daemon import Daemon, Watch
 from tests.support.lab import PYTHON, Lab, wait_for
 from tests.support.servers import free_port
+from tests.support.shared import daemon_of_the_file, lab_of_the_file
 from tests.unit.protocols.test_recognise import ASKED
 
 PEERS = r"""
@@ -71,17 +69,8 @@ for text in json.loads(sys.argv[3]):
 """
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("raw") as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def daemon(lab: Lab) -> Iterator[Daemon]:
-    daemon = Daemon(lab)
-    yield daemon
-    daemon.stop()
+lab = lab_of_the_file("raw")
+daemon = daemon_of_the_file()
 
 
 def chunks(watch: Watch) -> list[spliff_pb2.Chunk]:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.support.daemon import Daemon
 from tests.support.http_programs import HttpServer, http_client
 from tests.support.lab import Lab, say, wait_for
+from tests.support.shared import lab_of_the_file
 
 MIB = 1 << 20
 REQUESTS = 1009
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("rings") as lab:
-        yield lab
+lab = lab_of_the_file("rings")
 
 
 def resident(daemon: Daemon) -> int:

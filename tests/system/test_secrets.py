@@ -18,6 +18,7 @@ from tests.support.daemon import PYTHON, Daemon
 from tests.support.http_programs import HttpServer
 from tests.support.lab import REPOSITORY, Lab
 from tests.support.servers import Nginx
+from tests.support.shared import lab_of_the_file
 
 STRANGER = 65534
 REVEAL = "daemon"
@@ -32,10 +33,7 @@ SECRETS = {
 MARK = b"S3CR3T"
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("secrets") as lab:
-        yield lab
+lab = lab_of_the_file("secrets")
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
-from collections.abc import Iterator
-
-import pytest
 
 from spliffd.pb import spliff_pb2
 from tests.support.daemon import Daemon
 from tests.support.http_programs import HttpServer
 from tests.support.lab import Lab, wait_for
 from tests.support.servers import Nginx, free_port
+from tests.support.shared import lab_of_the_file
 from tests.support.websockets import WebSocketServer, websocket_client
 
 MARK = b"S3CR3T" + b"-at-rest"
@@ -22,10 +20,7 @@ FOUND = b"seen-by-everybody"
 """Stands beside each secret: where this is not, nothing was looked at."""
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("atrest") as lab:
-        yield lab
+lab = lab_of_the_file("atrest")
 
 
 def memory(pid: int) -> bytes:

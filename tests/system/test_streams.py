@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from spliffd.pb import spliff_pb2
 from tests.support.daemon import Daemon, Watch
 from tests.support.lab import PYTHON, Lab, stop, wait_for
+from tests.support.shared import daemon_of_the_file, lab_of_the_file
 
 SERVER = r"""
 import json, socket, ssl, sys, threading, time
@@ -42,17 +42,8 @@ while True:
 """
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("streams") as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def daemon(lab: Lab) -> Iterator[Daemon]:
-    daemon = Daemon(lab)
-    yield daemon
-    daemon.stop()
+lab = lab_of_the_file("streams")
+daemon = daemon_of_the_file()
 
 
 @pytest.fixture(scope="module")

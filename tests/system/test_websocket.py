@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 
 import pytest
 
 from spliffd.pb import spliff_pb2
 from tests.support.daemon import Daemon, Watch
 from tests.support.lab import Lab, wait_for
+from tests.support.shared import daemon_of_the_file, lab_of_the_file
 from tests.support.websockets import WebSocketServer, websocket_client
 
 LARGE = 3 * 256 * 1024 + 17
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("websocket") as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def daemon(lab: Lab) -> Iterator[Daemon]:
-    daemon = Daemon(lab)
-    yield daemon
-    daemon.stop()
+lab = lab_of_the_file("websocket")
+daemon = daemon_of_the_file()
 
 
 def messages(watch: Watch, count: int) -> dict[str, list[spliff_pb2.Message]]:
