@@ -27,8 +27,9 @@ run: compiled
 	$(BIN)/spliffd
 
 test: compiled
-	$(BIN)/pytest --durations=40
+	$(BIN)/pytest -q tests/unit
 	SPLIFF_PURE=1 $(BIN)/pytest -q tests/unit/protocols tests/unit/correlation tests/unit/worker tests/unit/api
+	$(BIN)/pytest --durations=40 tests/kernel tests/system
 
 # The package under a real systemd, on older kernels, in virtual machines: see tests/vm.
 test-vm: compiled

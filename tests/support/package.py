@@ -1,7 +1,8 @@
-"""The .deb of this checkout, built only when something in it has changed."""
+"""The .deb of this checkout, built only when something in it has changed, by one at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import subprocess
 from pathlib import Path
@@ -38,6 +39,14 @@ def build() -> Path:
         ["dpkg", "--print-architecture"], capture_output=True, text=True, check=True
     ).stdout.strip()
     target = REPOSITORY / f"dist/spliff_{__version__}_{architecture}.deb"
+    target.parent.mkdir(exist_ok=True)
+    with target.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _build(target)
+    return target
+
+
+def _build(target: Path) -> None:
     stamp = target.with_suffix(".inputs")
     digest = inputs_digest()
     if not (target.exists() and stamp.exists() and stamp.read_text() == digest):
@@ -47,4 +56,3 @@ def build() -> Path:
         )  # fmt: skip
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         stamp.write_text(inputs_digest())  # building compiles modules, which are inputs
-    return target

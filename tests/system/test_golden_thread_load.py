@@ -16,6 +16,8 @@ from tests.support.daemon import Daemon
 from tests.support.lab import wait_for
 from tests.support.thread import FAR, Stage, say, stage
 
+pytestmark = pytest.mark.quiet
+
 SECONDS = int(os.environ.get("THREAD_LOAD_SECONDS", "6"))
 CONNECTIONS = 31
 FROZEN_SECONDS = 0.7

@@ -17,6 +17,8 @@ from tests.support.raw_watch import RawWatch
 from tests.support.thread import FAR, Stage, stage
 from tests.support.tunnels import wireguard
 
+pytestmark = pytest.mark.quiet
+
 SECONDS = int(os.environ.get("IDLE_SECONDS", "60"))
 LIMIT = 0.001
 """Of one core, all processes of the daemon together."""

@@ -17,10 +17,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+import pytest
+
 from tests.support.daemon import Daemon
 from tests.support.lab import Lab, say
 from tests.support.raw_watch import RawWatch
 from tests.support.servers import Nginx
+
+pytestmark = pytest.mark.quiet
 
 SECONDS = int(os.environ.get("LOAD_SECONDS", "20"))
 CONNECTIONS = 16

@@ -7,10 +7,14 @@ import json
 import os
 from collections import Counter
 
+import pytest
+
 from spliffd.pb import spliff_pb2
 from tests.support.daemon import Daemon
 from tests.support.lab import PYTHON, Lab, say, wait_for
 from tests.support.servers import Nginx
+
+pytestmark = pytest.mark.quiet
 
 COUNT = int(os.environ.get("SPLIFF_NEWCOMERS", "101"))
 """2,003 by hand."""
