@@ -11,6 +11,7 @@ import shlex
 from typing import NamedTuple
 
 INSIDE = "tests/vm/inside"
+FALLBACKS = "tests/vm/ways/test_fallbacks.py"
 
 FRESH = 23
 """Fresh processes of a test that counts them; emulation is twenty times slower than the host, where it is 1,009."""
@@ -39,7 +40,7 @@ SESSIONS = (
         f"export SPLIFF_PROGRAMS=/vm/programs FRESH={FRESH} PYTEST_DISABLE_PLUGIN_AUTOLOAD=1; systemd-sysusers /src/packaging/systemd/spliff.sysusers; "
         "mkdir -m 700 /var/cache/spliff; cp /vm/programs/* /var/cache/spliff/",
         f"--config-file=/src/{INSIDE}/pytest.ini --rootdir=/src",
-        ("tests/vm/ways/test_fallbacks.py",
+        (FALLBACKS,
          "tests/vm/ways/test_daemon.py::test_every_first_request_is_named_and_has_its_packets[tc]",
          "tests/kernel/test_packets.py", "tests/kernel/test_flow_lookup.py", "tests/kernel/test_occupancy.py",
          "tests/kernel/test_records.py",
@@ -63,16 +64,26 @@ SESSIONS = (
 DISKS = ("life", "ways")
 """Longest first."""
 
-ONCE = ("5_recovery", "6_upgrade")
+ONCE = ("5_recovery", "6_upgrade", "7_boot", "8_removal")
 """What systemd and dpkg do does not depend on the kernel, and takes minutes: on the first kernel of a run only, unless
 all is asked for."""
+
+NEWER = tuple(
+    f"{FALLBACKS}::test_{name}"
+    for name in ("the_doctor_says_the_way_taken", "a_way_is_there_or_known_to_be_missing",
+                 "every_byte_by_either_kind_of_link[True-True]", "each_way_names_the_socket[raw]")
+)  # fmt: skip
+"""Of the fall-backs, what the first kernel does not have; what it takes in earnest need not be forced on others."""
 
 
 def files(session: Session, *, first: bool, everything: bool, named: list[str] | None) -> list[str]:
     """What a session runs on a kernel: ``named`` chooses by parts of names."""
     if named:
         return [file for file in session.files if any(name in file for name in named)]
-    return [file for file in session.files if first or everything or not any(name in file for name in ONCE)]
+    if first or everything:
+        return list(session.files)
+    kept = [file for file in session.files if not any(name in file for name in ONCE)]
+    return [one for file in kept for one in (NEWER if file == FALLBACKS else (file,))]
 
 
 def command(session: Session, kernel: str, files: list[str]) -> str:

@@ -48,6 +48,16 @@ def test_the_machine_was_restored_not_booted():
     assert run("systemctl", "is-system-running", code=None).strip() == "running"
 
 
+def test_what_the_machine_is_like():
+    with open("/proc/self/mountinfo", encoding="ascii") as file:
+        mounts = [line.partition(" - ")[2].split()[0] for line in file]
+    assert "cgroup2" in mounts
+    assert "cgroup" not in mounts, "a pure hierarchy"
+    lockdown = Path("/sys/kernel/security/lockdown").read_text()
+    assert "[none]" in lockdown
+    figure("the machine", f"cgroup v2 alone, lockdown {lockdown.strip()}")
+
+
 def test_apt_installs_it_and_systemd_starts_it():
     kept = Path("/var/cache/spliff")
     if (
