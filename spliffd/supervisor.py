@@ -49,8 +49,8 @@ from spliffd.targets.client import Inspector
 
 log = logger("supervisor")
 
-READY_SECONDS = 20.0
-"""How long api and workers may take to come up; they take half a second on an idle host."""
+READY_SECONDS = 60.0
+"""How long api and workers may take to come up: half a second on an idle host, over 20 on a starved one."""
 
 TICK_SECONDS = 10.0
 """Between signs of life when systemd sets no watchdog: cheap enough to be no load (8,640 a day)."""
