@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import urllib.request
 
 from spliffd.pb import spliff_pb2
@@ -62,7 +63,9 @@ def talk(lab: Lab, server: Nginx, reader: HttpServer, socket: WebSocketServer) -
 
 def test_a_masked_secret_rests_nowhere(lab: Lab):
     port = free_port()
-    daemon = Daemon(lab, "--metrics", f"127.0.0.1:{port}")
+    kept = lab.folder / "history/history.db"
+    lab.folder.chmod(0o755)
+    daemon = Daemon(lab, "--metrics", f"127.0.0.1:{port}", config=f'[history]\npath = "{kept}"\n')
     server = Nginx(lab, http2=True, tls="default_type text/plain;")
     reader, socket = HttpServer(lab), WebSocketServer(lab)
     daemon.wait_attached()
@@ -101,6 +104,12 @@ def test_a_masked_secret_rests_nowhere(lab: Lab):
     assert len(again.exchanges) >= 10
     assert MARK not in b"".join(one.SerializeToString() for one in [*again.exchanges, *again.items])
     assert MARK.decode() not in daemon.stop()
-    for file in (lab.folder / "run").rglob("*"):
-        if file.is_file():
-            assert MARK not in file.read_bytes()
+    rows = list(sqlite3.connect(kept).iterdump())
+    assert len([row for row in rows if row.startswith("INSERT")]) >= 10
+    held = b""
+    for folder in (lab.folder / "run", kept.parent):
+        for file in folder.rglob("*"):
+            if file.is_file():
+                held += file.read_bytes()
+    assert FOUND in held
+    assert MARK not in held
