@@ -191,7 +191,9 @@ def account(
     """
     made = [run.served + (run.finished if case != SERVER else 0) for run in runs]
     seen = [100 * (r.exchanges + r.unsampled) / m for r, m in zip(readings, made, strict=True)]
-    told = [100 * (r.records + r.ring_full) / (2 * m) for r, m in zip(readings, made, strict=True)]
+    told = [
+        100 * (r.records + r.ring_full + 2 * r.shed) / (2 * m) for r, m in zip(readings, made, strict=True)
+    ]
     notes = [
         f"{m:,} made, {r.exchanges:,} seen ({r.incomplete:,} incomplete), {r.unsampled:,} only counted; "
         f"lost: {r.told()}"

@@ -28,6 +28,8 @@ class Reading:
     exchanges: int
     unsampled: int
     """Exchanges that nobody watched and that were only counted."""
+    shed: int
+    """Exchanges that were left out, and told, because the ring was nearly full."""
     incomplete: int
     records: int
     """Data records that the worker has read."""
@@ -41,7 +43,7 @@ class Reading:
         losses = {key: self.losses[key] - before.losses.get(key, 0) for key in self.losses}
         return Reading(
             self.cpu_ns - before.cpu_ns, self.exchanges - before.exchanges,
-            self.unsampled - before.unsampled,
+            self.unsampled - before.unsampled, self.shed - before.shed,
             self.incomplete - before.incomplete, self.records - before.records,
             self.ring_full - before.ring_full, {key: value for key, value in losses.items() if value},
         )  # fmt: skip
@@ -75,7 +77,7 @@ class Watched(Daemon):
         }
         exchanges = sum(value for key, value in values.items() if key.startswith("spliff_exchanges_total"))
         return Reading(
-            cpu, exchanges, values["spliff_unsampled_exchanges_total"],
+            cpu, exchanges, values["spliff_unsampled_exchanges_total"], losses["kernel/overload"],
             values["spliff_exchanges_incomplete_total"],
             values['spliff_tls_records_total{kind="data"}'], losses["ring/ring_full"], losses,
         )  # fmt: skip

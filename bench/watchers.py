@@ -74,10 +74,11 @@ def frames() -> list[ipc.Frame]:
         )  # fmt: skip
         request, process = message.request, message.process
         told = ipc.Summary(
-            process.pid, 1, 1000, "curl", process.exe, "user", "", "", "openssl", "http1", 50000, 443,
-            "192.0.2.1", "api.example.com", request.authority, request.path, "GET", message.response.status,
+            process.pid, 1, 1000, "curl", process.exe, "user", "", "", "openssl", 50000, 443,
+            "192.0.2.1", "api.example.com", [], "http1", request.authority, request.path, "GET",
+            message.response.status,
         )  # fmt: skip
-        made.append(ipc.Frame(ipc.EXCHANGE, 0, told, message.SerializeToString()))
+        made.append(ipc.Frame(ipc.EXCHANGE, 0, ipc.encode(told), message.SerializeToString()))
     return made
 
 

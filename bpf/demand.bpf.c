@@ -7,6 +7,11 @@
  * of the others exchanges are counted here and nothing is copied. Which ones is a matter of a number that a
  * connection keeps, so a share that stays means that the same connections stay.
  *
+ * While a ring is nearly full, connections are left out in the same way whoever watches them, and their exchanges
+ * counted and told as lost: a worker that gets whole exchanges of some connections sees as many as it can, one
+ * that gets a random half of all records sees a quarter of them, and spends its time on the gaps. Which ones
+ * changes every PRESSED_TURN, so that none stays unseen.
+ *
  * Only HTTP/1 is ever left out, and only from a request on: there a reader finds its place again when it comes
  * back, because heads stand in the clear. HTTP/2 (its header tables must be followed from the start), what an
  * HTTP/1 connection was upgraded to, and whatever is not recognised are always delivered.
@@ -22,6 +27,8 @@ enum head { HEAD_NONE = 0, HEAD_REQUEST, HEAD_RESPONSE, HEAD_INTERIM, HEAD_SWITC
 #define HEAD_BYTES 16 /* the shortest request that makes sense: "GET / HTTP/1.1" and an end of line */
 #define WINDOW_NS 100000000ULL
 #define QUIET_NS 1000000000ULL
+#define LOOK_NS 10000000ULL /* at most a tenth of what a ring of the default size takes to fill */
+#define PRESSED_TURN 34 /* bits of a time in ns: 17 s */
 
 #define WORD4(a, b, c, d) ((u32)(a) | (u32)(b) << 8 | (u32)(c) << 16 | (u32)(d) << 24)
 
@@ -102,11 +109,47 @@ static __always_inline void fit_share(struct demand *demand, u64 now) {
   demand->share = share > SHARE_ALL ? SHARE_ALL : share ? share : 1;
 }
 
-static __always_inline bool in_share(struct conn *conn, u64 share) {
-  if (share >= SHARE_ALL)
-    return true;
-  u32 number = ((u32)(conn->generation >> 4) ^ (u32)(conn->ssl >> 4)) * 0x9e3779b1u;
-  return (number >> 22) < share;
+/* Fits what is left out to the ring, once a while: half of the rest when it is nearly full, back by steps. */
+static __always_inline u64 fit_cut(struct demand *demand, u32 shard, u64 now) {
+  shard &= MAX_SHARDS - 1;
+  volatile struct pressure *pressure = &demand->pressures[shard];
+  u64 since = pressure->since, cut = pressure->cut;
+  u64 elapsed = now - since;
+  if ((s64)elapsed < (s64)LOOK_NS || __sync_val_compare_and_swap(&pressure->since, since, now) != since)
+    return cut;
+  void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
+  if (!ring)
+    return cut;
+  u64 size = bpf_ringbuf_query(ring, BPF_RB_RING_SIZE), held = bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA);
+  u64 back = elapsed / LOOK_NS * (SHARE_ALL / 16);
+  if (held > size - size / 4)
+    cut += (SHARE_ALL - cut) / 2;
+  else if (held < size / 2)
+    cut = cut > back ? cut - back : 0;
+  if (cut && !pressure->cut)
+    __sync_fetch_and_or(&demand->pressed, 1ULL << shard);
+  else if (!cut && pressure->cut)
+    __sync_fetch_and_and(&demand->pressed, ~(1ULL << shard));
+  pressure->cut = cut;
+  return cut;
+}
+
+/* A connection's own number, of 10 bits. */
+static __always_inline u32 number_of(struct conn *conn, u32 turn) {
+  return (((u32)(conn->generation >> 4) ^ (u32)(conn->ssl >> 4) ^ turn) * 0x9e3779b1u) >> 22;
+}
+
+/* Why a connection is to be left out now, if it is. */
+static __always_inline u8 leave_out(struct conn_state *state, struct demand *demand, u64 cut, u64 now) {
+  if (!state->watched && demand->rate && number_of(&state->conn, 0) >= demand->share)
+    return LEFT_OUT_UNWATCHED;
+  if (cut && number_of(&state->conn, (u32)(now >> PRESSED_TURN) * 0x85ebca6bu) < cut)
+    return LEFT_OUT_PRESSED;
+  return LEFT_OUT_NOT;
+}
+
+static __always_inline void count_left_out(struct conn_state *state) {
+  count(state->left_out == LEFT_OUT_PRESSED ? COUNTER_SHED_EXCHANGES : COUNTER_UNSAMPLED_EXCHANGES, 1);
 }
 
 /* Whether what a call moved is only counted, not delivered. `now` is when the call began. */
@@ -123,7 +166,9 @@ static __always_inline bool spared(struct conn_state *state, u32 direction, u64 
     state->demand = word;
   }
   bool first = !state->conn.offset[SENT] && !state->conn.offset[RECEIVED];
-  if (!first && (state->watched || state->traffic != TRAFFIC_HTTP1))
+  u64 cut = fit_cut(demand, state->shard, now);
+  bool all = !cut && (state->watched || !demand->rate);
+  if (!first && ((all && !state->left_out) || state->traffic != TRAFFIC_HTTP1))
     return false;
   u32 head = head_at(from, size);
   if (first)
@@ -134,13 +179,14 @@ static __always_inline bool spared(struct conn_state *state, u32 direction, u64 
     state->left_out = 0;
     return false;
   }
-  if (state->watched || !demand->rate)
-    return false;
-  fit_share(demand, now);
+  bool sampled = !state->watched && demand->rate;
+  if (sampled)
+    fit_share(demand, now);
   if (head == HEAD_REQUEST)
-    state->left_out = !in_share(&state->conn, demand->share);
+    state->left_out = leave_out(state, demand, cut, now);
   if (!state->left_out) {
-    __sync_fetch_and_add(&demand->taken, 1);
+    if (sampled)
+      __sync_fetch_and_add(&demand->taken, 1);
     return false;
   }
   state->spared[SENT] = 1;
@@ -149,7 +195,7 @@ static __always_inline bool spared(struct conn_state *state, u32 direction, u64 
     state->awaits_response = 1;
   if (head == HEAD_RESPONSE) {
     state->awaits_response = 0;
-    count(COUNTER_UNSAMPLED_EXCHANGES, 1);
+    count_left_out(state);
   }
   return true;
 }
@@ -174,15 +220,18 @@ static __always_inline u64 unwanted(struct conn *conn, u32 direction, u64 offset
 static __always_inline bool left_alone(struct conn_key *key, u32 op, u64 from, u64 room) {
   u32 zero = 0;
   struct demand *demand = bpf_map_lookup_elem(MAP_DEMAND, &zero);
-  if (!demand || demand->share >= SHARE_ALL)
+  if (!demand || (demand->share >= SHARE_ALL && !*(volatile u64 *)&demand->pressed))
     return false;
   struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, key);
   if (!state || !state->left_out || state->demand != *(volatile u64 *)&demand->word)
     return false;
   if (state->conn.method == METHOD_NONE) /* what happens inside the call may name its socket */
     return false;
-  fit_share(demand, bpf_ktime_get_ns());
-  if (in_share(&state->conn, demand->share))
+  u64 now = bpf_ktime_get_ns();
+  u64 cut = fit_cut(demand, state->shard, now);
+  if (!state->watched && demand->rate)
+    fit_share(demand, now);
+  if (!leave_out(state, demand, cut, now))
     return false;
   if (op == OP_READ)
     return !state->awaits_response;
@@ -192,6 +241,6 @@ static __always_inline bool left_alone(struct conn_key *key, u32 op, u64 from, u
   if (head == HEAD_REQUEST)
     state->awaits_response = 1;
   else if (head == HEAD_RESPONSE)
-    count(COUNTER_UNSAMPLED_EXCHANGES, 1);
+    count_left_out(state);
   return true;
 }

@@ -95,6 +95,8 @@ struct exec {
   char text[2 * PATHS_BYTES + CMDLINE_BYTES]; /* the last name may begin right before PATHS_BYTES */
 };
 _Static_assert(sizeof(struct exec) == 12336, "maps.py counts on it");
+#define MAX_SHARDS 16
+
 /* What those who watch want, all together; see demand.bpf.c. Shared with the supervisor, which writes the first
  * two and reads the share; the programs write the rest, so that stands on a cache line of its own. */
 struct demand {
@@ -105,11 +107,18 @@ struct demand {
   u64 share; /* of the unwatched connections that are delivered, in 1/1024 */
   u64 since; /* ktime ns: when this window began */
   u64 taken; /* records of unwatched connections in it */
-  u64 pad2[5];
+  u64 pressed; /* by bit: shards of which `cut` is not 0 */
+  u64 pad2[4];
+  /* 128 */
+  struct pressure {
+    u64 cut;   /* share of the connections that is left out while the ring is nearly full, in 1/1024 */
+    u64 since; /* ktime ns: when the ring was looked at */
+  } pressures[MAX_SHARDS];
 };
-_Static_assert(sizeof(struct demand) == 128, "maps.py counts on it");
+_Static_assert(sizeof(struct demand) == 384, "maps.py counts on it");
 
 #define SHARE_ALL 1024
+enum left_out { LEFT_OUT_NOT = 0, LEFT_OUT_UNWATCHED, LEFT_OUT_PRESSED };
 enum demand_flag { DEMAND_EVERYBODY = 1, DEMAND_PIDS = 2, DEMAND_UIDS = 4, DEMAND_COMMS = 8 };
 
 struct wanted_key {
@@ -216,7 +225,7 @@ struct conn_state {
   u64 demand;   /* the word for which `watched` was found out */
   u8 watched;
   u8 traffic;   /* enum traffic */
-  u8 left_out;  /* nobody watches it and it is not in the share: from a request on nothing is delivered */
+  u8 left_out;  /* enum left_out: why, from a request on, nothing is delivered */
   u8 spared[2]; /* by direction: something was not delivered since the last record, nobody knows how much */
   u8 awaits_response; /* a client's, left out: the next response has not begun */
   u8 pad[2];

@@ -8,7 +8,6 @@
  * tracepoints: no tracefs is needed.
  */
 
-#define MAX_SHARDS 16
 
 /* Tells every worker that the connections of a process are over, if it had any. */
 static __always_inline void connections_end(u32 tgid) {

@@ -36,6 +36,7 @@ HOT = (
     "spliffd/worker/who.py",
     "spliffd/api/delivery.py",
     "spliffd/api/filter.py",
+    "spliffd/api/history.py",
     "spliffd/api/hub.py",
     "spliffd/api/subscribers.py",
     "spliffd/api/wire.py",

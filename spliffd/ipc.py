@@ -27,7 +27,10 @@ EXCHANGE, HANDSHAKE, MESSAGE, CHUNK, BODY_PART, LOSS, PROGRESS, FLUSHED = range(
 
 
 class Summary(msgspec.Struct, array_like=True, gc=False):
-    """The few facts that filters need, as plain values; unknown text is "" and unknown numbers 0."""
+    """The few facts that filters need, as plain values; unknown text is "" and unknown numbers 0.
+
+    What is the same for all exchanges of a connection comes first: it is encoded once (worker.encode).
+    """
 
     pid: int
     ppid: int
@@ -38,22 +41,23 @@ class Summary(msgspec.Struct, array_like=True, gc=False):
     unit: str
     container: str
     library: str
-    protocol: str
     local_port: int
     remote_port: int
     remote_address: str
     sni: str
+    ancestors: list[int]
+    """Processes above this one, the nearest first."""
+    protocol: str
     authority: str
     path: str
     method: str
     status: int
-    ancestors: list[int] = []
-    """Processes above this one, the nearest first."""
 
 
 class Frame(msgspec.Struct, array_like=True, gc=False):
     """One thing to deliver, serialised once.
 
+    ``summary`` is a Summary, encoded: most watchers have no filter, and then nobody takes it apart.
     ``public`` and ``secret`` are pieces of one serialised protobuf message of ``kind`` (Exchange,
     Handshake, Message, Chunk); concatenating them gives what a role that may see secrets gets. ``secret``
     is made only while somebody with that role watches (``Demand.reveal``).
@@ -63,16 +67,16 @@ class Frame(msgspec.Struct, array_like=True, gc=False):
     body bytes that are in neither (of a body that should be masked and cannot be read, for example).
 
     For ``BODY_PART``: ``part_key`` and ``response_offset``/``response_body`` (a response's body) or
-    ``request_offset``/``request_body`` hold the part; ``public`` is empty; ``summary.status`` is 0
+    ``request_offset``/``request_body`` hold the part; ``public`` is empty; the summary's status is 0
     for a part of a request, because no status is known yet.
     For ``PROGRESS``: as for an EXCHANGE, without bodies.
-    For ``LOSS``: ``public`` is a serialised Loss and ``summary`` is None.
+    For ``LOSS``: ``public`` is a serialised Loss and ``summary`` is empty.
     For ``FLUSHED``, alone in its batch: ``part_key`` is the number of the Flush that it answers.
     """
 
     kind: int
     part_key: int
-    summary: Summary | None
+    summary: bytes
     public: bytes
     secret: bytes = b""
     request_body: bytes = b""
@@ -82,6 +86,8 @@ class Frame(msgspec.Struct, array_like=True, gc=False):
     secret_request_body: bytes = b""
     secret_response_body: bytes = b""
     withheld: int = 0
+    uid: int = -1
+    """Whose process it is of; for LOSS nobody's."""
 
 
 Batch = list[Frame]
@@ -350,6 +356,7 @@ FromChild = Pong | Ready | Failed | WhoIs | EnterOwners | Watching | Nameless | 
 encode = msgspec.msgpack.Encoder().encode
 decode_batch = msgspec.msgpack.Decoder(Batch).decode
 decode_from_api = msgspec.msgpack.Decoder(Demand | Flush).decode
+decode_summary = msgspec.msgpack.Decoder(Summary).decode
 decode_to_child = msgspec.msgpack.Decoder(ToChild).decode
 decode_audited = msgspec.msgpack.Decoder(Audited).decode
 decode_from_child = msgspec.msgpack.Decoder(FromChild).decode

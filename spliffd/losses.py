@@ -22,6 +22,7 @@ LOSSES: tuple[Loss, ...] = (
     Loss("ring", "ring_full", "kernel", "ring_full_data_records", "ring_full_data_bytes"),
     Loss("ring", "control_ring_full", "kernel", "ring_full_control", None),
     Loss("ring", "process_ring_full", "kernel", "process_ring_full", None),
+    Loss("kernel", "overload", "kernel", "shed_exchanges", None),
     Loss("kernel", "fault", "kernel", "fault_records", "fault_bytes"),
     Loss("kernel", "oversize", "kernel", None, "oversize_bytes"),
     Loss("kernel", "call_table_full", "kernel", "call_table_full", None),

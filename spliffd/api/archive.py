@@ -19,9 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import msgspec
-
-from spliffd.api.history import Record
+from spliffd.api.history import Record, size_of
 from spliffd.config import History as Settings
 from spliffd.counters import Region
 from spliffd.pb import spliff_pb2 as pb
@@ -48,10 +46,10 @@ ROW_OVERHEAD = 100
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
     position INTEGER PRIMARY KEY, epoch INTEGER, number INTEGER, own INTEGER, uid INTEGER, time_ns INTEGER,
-    loss INTEGER, message BLOB, request_body BLOB, response_body BLOB, ancestors BLOB, size INTEGER
+    loss INTEGER, message BLOB, request_body BLOB, response_body BLOB, summary BLOB, size INTEGER
 )
 """
-_VERSION = 1
+_VERSION = 2
 """PRAGMA user_version of files of this form; others are set aside."""
 
 
@@ -88,11 +86,11 @@ class DiskArchive:
         """Takes records to be written; never waits for the disk."""
         with self._changed:
             for record in records:
-                if self._waiting_bytes + record.size > QUEUE_BYTES:
+                if self._waiting_bytes + size_of(record) > QUEUE_BYTES:
                     self._dropped.append(record)
                     self._region.add("history_dropped")
                 else:
-                    self._waiting_bytes += record.size
+                    self._waiting_bytes += size_of(record)
                     self._waiting.append(record)
             self._changed.notify()
 
@@ -205,7 +203,7 @@ class DiskArchive:
             with self._changed:
                 for record in batch:
                     self._waiting.popleft()
-                    self._waiting_bytes -= record.size
+                    self._waiting_bytes -= size_of(record)
                 if self._connection is None:
                     self._region.add("history_dropped", len(batch))
             if closing:
@@ -304,22 +302,18 @@ class DiskArchive:
 
 
 def _row(record: Record) -> tuple[int | bytes, ...]:
-    ancestors = msgspec.msgpack.encode(record.ancestors) if record.ancestors else b""
-    # SQLite's numbers are signed; every other one here is far below 2^63.
-    return (*record[:10], ancestors, _cost(record))
+    # SQLite's numbers are signed; every one here is far below 2^63.
+    return (*record, _cost(record))
 
 
 def _record(row: tuple[int | bytes, ...]) -> Record:
-    ancestors = row[10]
-    above: list[int] = []
-    if isinstance(ancestors, bytes) and ancestors:
-        above = msgspec.msgpack.decode(ancestors, type=list[int])
-    found = Record._make((*row[:10], above))
+    found = Record._make(row[:11])
     return found._replace(loss=bool(found.loss))
 
 
 def _cost(record: Record) -> int:
-    return len(record.message) + len(record.request_body) + len(record.response_body) + ROW_OVERHEAD
+    blobs = (record.message, record.summary, record.request_body, record.response_body)
+    return sum(map(len, blobs)) + ROW_OVERHEAD
 
 
 def _loss_of(dropped: list[Record]) -> Record:
@@ -333,5 +327,5 @@ def _loss_of(dropped: list[Record]) -> Record:
         last_time_ns=last.time_ns,
     )
     return last._replace(
-        loss=True, message=loss.SerializeToString(), request_body=b"", response_body=b"", uid=-1
+        loss=True, message=loss.SerializeToString(), request_body=b"", response_body=b"", summary=b"", uid=-1
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
 from google.protobuf.message import DecodeError, Message
 
 from spliffd import ipc
@@ -38,6 +39,10 @@ MESSAGES: dict[int, type[Message]] = {
 """Of a body part the frame holds no message: what is asked of one is empty."""
 
 
+UNKNOWN = ipc.Summary(0, 0, -1, "", "", "", "", "", "", 0, 0, "", "", [], "", "", "", "", 0)
+"""Of which nothing is known."""
+
+
 class Variant(NamedTuple):
     """An entry ready to be sent, and how many body bytes are in it."""
 
@@ -56,22 +61,22 @@ class Delivery:
         "_own",
         "_own_number",
         "_plain",
+        "_summary",
         "_variants",
         "frame",
         "kind",
-        "summary",
     )
 
     def __init__(self, frame: ipc.Frame, number: int = 0, own_number: int = 0) -> None:
-        if frame.summary is None or frame.kind not in KINDS:
+        if not frame.summary or frame.kind not in KINDS:
             raise ValueError(f"a frame of kind {frame.kind} without a summary")
         self.frame = frame
         self.kind = frame.kind
-        self.summary: ipc.Summary = frame.summary
-        self._variants: dict[tuple[int, int, bool], Variant] = {}
+        self._summary: ipc.Summary | None = None
+        self._variants: dict[tuple[int, int, bool], Variant] | None = None
         self._plain: bytes | None = None
         self._message: Message | None = None
-        self._masked: dict[tuple[bytes, tuple[str, ...]], bytes] = {}
+        self._masked: dict[tuple[bytes, tuple[str, ...]], bytes] | None = None
         self._own: Delivery | None = None
         self._own_number = own_number
         self._head: tuple[bytes, ...] = (frame.public,)
@@ -85,6 +90,16 @@ class Delivery:
             bare, inside = wire.split_field(frame.public, wire.DATA_FIELDS[KINDS[self.kind]])
             self._head = (bare,)
             self._data = inside or frame.request_body or frame.response_body
+
+    @property
+    def summary(self) -> ipc.Summary:
+        """The few facts that filters need, taken apart when the first of them asks."""
+        if self._summary is None:
+            try:
+                self._summary = ipc.decode_summary(self.frame.summary)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self._summary = UNKNOWN  # only a worker that lies sends one
+        return self._summary
 
     def has_body(self, *, reveal: bool) -> bool:
         """Whether there are body bytes for such a watcher."""
@@ -121,6 +136,7 @@ class Delivery:
                 frame.secret_request_body,
                 frame.secret_response_body,
                 frame.withheld,
+                frame.uid,
             )
             self._own = Delivery(copied, self._own_number)
         return self._own
@@ -128,6 +144,8 @@ class Delivery:
     def masked(self, entry: bytes, mask: Mask) -> bytes:
         """The entry with the fields of ``mask`` only; made once for all watchers with the same."""
         key = (entry, mask.key)
+        if self._masked is None:
+            self._masked = {}
         found = self._masked.get(key)
         if found is None:
             found = self._masked[key] = mask.apply(entry)
@@ -166,6 +184,8 @@ class Delivery:
         neither there nor here is stated as ``completeness.body_not_sent``.
         """
         key = (limit, sent, reveal)
+        if self._variants is None:
+            self._variants = {}
         found = self._variants.get(key)
         if found is None:
             if self.kind == ipc.EXCHANGE:

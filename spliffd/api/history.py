@@ -39,13 +39,8 @@ class Record(NamedTuple):
     """The public piece of an Exchange, without id and bodies; or a Loss."""
     request_body: bytes
     response_body: bytes
-    ancestors: list[int]
-    """Of its summary: what the message does not tell."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory, about."""
-        return len(self.message) + len(self.request_body) + len(self.response_body) + RECORD_OVERHEAD
+    summary: bytes
+    """An encoded ipc.Summary; empty for a loss."""
 
 
 class Store(Protocol):
@@ -92,13 +87,13 @@ class History:
                 self.epoch,
                 number,
                 own,
-                delivery.summary.uid,
+                frame.uid,
                 now_ns,
                 False,
                 frame.public,
                 request,
                 response,
-                delivery.summary.ancestors,
+                frame.summary,
             )
         )
 
@@ -131,7 +126,7 @@ class History:
                 loss.SerializeToString(),
                 b"",
                 b"",
-                [],
+                b"",
             )
         )
 
@@ -168,12 +163,18 @@ class History:
     def _keep(self, record: Record) -> None:
         self._records[record.position] = record
         self.next_position += 1
-        self._held += record.size
+        self._held += size_of(record)
         if self._store is not None:
             self._waiting.append(record)
         while self._held > self._room or len(self._records) > self._most:
-            self._held -= self._records.pop(self._first).size
+            self._held -= size_of(self._records.pop(self._first))
             self._first += 1
+
+
+def size_of(record: Record) -> int:
+    """Bytes of memory, about."""
+    bodies = len(record.request_body) + len(record.response_body)
+    return len(record.message) + len(record.summary) + bodies + RECORD_OVERHEAD
 
 
 def delivery_of(record: Record, *, owner: int | None = None) -> Delivery:
@@ -183,36 +184,10 @@ def delivery_of(record: Record, *, owner: int | None = None) -> Delivery:
         ipc.EXCHANGE,
         # Not 0: the sizes of the bodies are those that the message tells, not what is kept of them.
         message.part_key or 1,
-        summary_of(message, record.ancestors),
+        record.summary,
         record.message,
         request_body=record.request_body,
         response_body=record.response_body,
+        uid=record.uid,
     )
     return Delivery(frame, record.number if owner is None else record.own)
-
-
-def summary_of(message: pb.Exchange, ancestors: list[int]) -> ipc.Summary:
-    """The summary that the worker made of this exchange."""
-    process, tls, connection = message.process, message.tls, message.connection
-    request = message.request
-    return ipc.Summary(
-        process.pid,
-        process.ppid,
-        process.uid,
-        process.comm,
-        process.exe,
-        process.user,
-        process.unit,
-        process.container_id,
-        tls.library,
-        message.protocol,
-        connection.local.port,
-        connection.remote.port,
-        connection.remote.address,
-        tls.sni,
-        request.authority,
-        request.path,
-        request.method,
-        message.response.status,
-        ancestors,
-    )

@@ -231,7 +231,7 @@ class Hub:
                 continue
             try:
                 if frame.kind == ipc.EXCHANGE:
-                    own = self._own_number(frame.summary) if self._numbers_owners else 0
+                    own = self._own_number(frame.uid) if self._numbers_owners else 0
                     delivery = Delivery(frame, number, own)
                     history.add(delivery, number, own, now)
                     number += 1
@@ -250,10 +250,8 @@ class Hub:
         """The number that the next exchange of this user will have among them."""
         return self._own.get(uid, 0) + 1
 
-    def _own_number(self, summary: ipc.Summary | None) -> int:
-        if summary is None:
-            return 0
-        number = self._own[summary.uid] = self._own.get(summary.uid, 0) + 1
+    def _own_number(self, uid: int) -> int:
+        number = self._own[uid] = self._own.get(uid, 0) + 1
         return number
 
     def lose(self, loss: pb.Loss) -> None:

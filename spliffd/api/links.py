@@ -20,8 +20,8 @@ import msgspec
 
 from spliffd import ipc
 
-MAX_READS = 16
-"""Datagrams for each wake-up: some 1,000 exchanges, 4 ms, before the streams are written again."""
+MAX_READS = 4
+"""Datagrams for each wake-up: 1,024 exchanges, 3 ms, before the streams are written again."""
 
 MAX_WAITING = 256
 """Messages that wait for a peer that does not read. A peer that far behind is hung; the supervisor's

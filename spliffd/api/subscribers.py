@@ -27,8 +27,11 @@ latency stays at human speed. After a longer pause the first item goes at once."
 
 FLUSH_ITEMS = 256
 FLUSH_BYTES = 1 << 20
-"""What is worth a write before the interval is over. A message holds at most ``FLUSH_BYTES`` and one
-item (a datagram's 1 MiB) more: half of the 4 MiB that gRPC clients accept."""
+"""What is worth a write before the interval is over."""
+
+MESSAGE_BYTES = 5 << 19
+"""A message is this long and one item (a datagram's 1 MiB) more at most: gRPC clients accept 4 MiB. The event
+loop writes one of them in a turn, so under load they must hold what comes in a turn, and more."""
 
 ITEM_OVERHEAD = 64
 """Memory of an entry beyond its bytes: object header and place in the queue."""
@@ -101,7 +104,7 @@ class Subscriber:
         """Queues what this watcher wants of ``delivery``; tells what it loses."""
         if self._owner >= 0:
             # Before anything else is asked: a filter learns nothing of what others do.
-            if delivery.summary.uid != self._owner:
+            if delivery.frame.uid != self._owner:
                 return
             delivery = delivery.own
         kind = delivery.kind
@@ -276,14 +279,14 @@ class Subscriber:
         told = [_loss_entry(*key, *facts) for key, facts in self._losses.items()]
         self._losses.clear()
         queue = self._queue
-        if self._held <= FLUSH_BYTES:
+        if self._held <= MESSAGE_BYTES:
             items = list(queue)
             queue.clear()
             self._writing = self._held
         else:
             items = []
             size = 0
-            while queue and size < FLUSH_BYTES:
+            while queue and size < MESSAGE_BYTES:
                 item = queue.popleft()
                 items.append(item)
                 size += len(item) + ITEM_OVERHEAD

@@ -55,6 +55,7 @@ class ConnectionFacts:
         "socket_cookie",
         "tid",
         "tls_version",
+        "told",
         "traffic",
         "uid",
         "unit",
@@ -64,6 +65,8 @@ class ConnectionFacts:
 
     def __init__(self) -> None:
         self.prefix: bytes | None = None
+        self.told = b""
+        """What filters are told of the connection, encoded; made together with ``prefix``."""
         self.traffic: bytes | None = None
         # process
         self.pid = self.tid = self.ppid = self.uid = 0

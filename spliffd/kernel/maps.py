@@ -88,9 +88,10 @@ ADJACENT_VALUE, CANDIDATE_VALUE = 72, 16
 CALLS_VALUE = 24 + 4 * 48
 GO_KEY, GO_VALUE = 16, 64
 CONN_KEY, CONN_VALUE = 24, 192
-DEMAND_BYTES, WANTED_KEY = 128, 24
+DEMAND_BYTES, WANTED_KEY = 384, 24
 DEMAND_WORD, DEMAND_RATE, DEMAND_SHARE, DEMAND_SINCE = 0, 1, 8, 9
-"""Where they stand in struct demand."""
+DEMAND_PRESSED, DEMAND_CUT, DEMAND_LOOKED = 11, 16, 17
+"""Where they stand in struct demand; the last two for the first shard."""
 SHARE_ALL = 1024
 WITNESSES, WITNESS_VALUE = 1024, 32
 """Threads between the two places of a call that is compared: a thread that is evicted is not compared."""

@@ -62,7 +62,13 @@ LISTEN_RING_SHARE = 4
 """The facts of a process are waited for in slices, and only while less than a quarter of the ring is full:
 waiting must lose nothing."""
 
-LOST_IN_KERNEL = ("ring_full_data_records", "ring_full_data_bytes", "ring_full_control", "fault_records")
+LOST_IN_KERNEL = (
+    "ring_full_data_records",
+    "ring_full_data_bytes",
+    "ring_full_control",
+    "fault_records",
+    "shed_exchanges",
+)
 """Counters of what never reached the ring, in the order in which ``_tell_losses`` takes them."""
 
 _CONTROL_BYTES = 1 << 20
@@ -236,7 +242,7 @@ class Loop:
         lost = self._lost_in_kernel()
         now = time.time_ns()
         if lost != self._kernel_lost:
-            records, size, control, faults = (
+            records, size, control, faults, shed = (
                 after - before for after, before in zip(lost, self._kernel_lost, strict=True)
             )
             self._kernel_lost = lost
@@ -245,6 +251,7 @@ class Loop:
                 ("ring", "ring_full", records, size),
                 ("ring", "control_ring_full", control, 0),
                 ("kernel", "fault", faults, 0),
+                ("kernel", "overload", shed, 0),
             ):
                 if count:
                     self._output.lose(stage, reason, count, lost_bytes, since, now)

@@ -25,9 +25,7 @@ def common(facts: ConnectionFacts) -> pb.Exchange:
     )
 
 
-def summary_of(
-    facts: ConnectionFacts, exchange: HttpExchange | None, protocol: str, masker: Masker
-) -> ipc.Summary:
+def summary_of(facts: ConnectionFacts, exchange: HttpExchange | None, protocol: str, masker: Masker) -> bytes:
     """What filters need of something that is no exchange; ``exchange`` is what it belongs to."""
     if exchange is None:
         exchange = HttpExchange()
@@ -89,4 +87,4 @@ def message_frame(
         compressed=message.compressed,
     )
     told = summary_of(facts, message.exchange, "websocket", masker)
-    return ipc.Frame(ipc.MESSAGE, 0, told, built.SerializeToString(), secret)
+    return ipc.Frame(ipc.MESSAGE, 0, told, built.SerializeToString(), secret, uid=facts.uid)

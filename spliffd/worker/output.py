@@ -90,7 +90,7 @@ class Output:
         """Tells the api that everything that its Flush asked for has been sent."""
         self.flush()
         if self.link is not None:
-            self._send(ipc.encode([ipc.Frame(ipc.FLUSHED, number, None, b"")]))
+            self._send(ipc.encode([ipc.Frame(ipc.FLUSHED, number, b"", b"")]))
 
     def _drop(self, frames: list[ipc.Frame], size: int) -> None:
         now = time.time_ns()
@@ -136,4 +136,4 @@ def _loss_frame(stage: str, reason: str, count: int, size: int, first: int, last
     loss = spliff_pb2.Loss(
         stage=stage, reason=reason, count=count, bytes=size, first_time_ns=first, last_time_ns=last
     )
-    return ipc.Frame(kind=ipc.LOSS, part_key=0, summary=None, public=loss.SerializeToString())
+    return ipc.Frame(kind=ipc.LOSS, part_key=0, summary=b"", public=loss.SerializeToString())

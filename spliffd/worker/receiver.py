@@ -92,8 +92,8 @@ class FrameMaker:
             for connection, exchange, attempts, waited in finished
         ]
         put = self._output.put
-        for (_, exchange, _, _), ((public, secret), told) in zip(finished, pieces, strict=True):
-            frame = ipc.Frame(ipc.EXCHANGE, exchange.part_key, told, public, secret)
+        for (connection, exchange, _, _), ((public, secret), told) in zip(finished, pieces, strict=True):
+            frame = ipc.Frame(ipc.EXCHANGE, exchange.part_key, told, public, secret, uid=connection.facts.uid)
             bodies = exchange.user
             if bodies is not None:
                 exchange.user = None
@@ -177,15 +177,20 @@ class FrameMaker:
         frame = ipc.Frame(
             ipc.BODY_PART,
             exchange.part_key,
-            summary(connection.facts, exchange, protocol_of(connection, exchange), self.masker),
+            summary(
+                connection.facts,
+                exchange,
+                protocol_of(connection, exchange),
+                self.masker,
+                known=is_response,
+            ),
             b"",
+            uid=connection.facts.uid,
         )
         if is_response:
             frame.response_offset, frame.response_body, frame.secret_response_body = offset, data, raw
         else:
             frame.request_offset, frame.request_body, frame.secret_request_body = offset, data, raw
-            if frame.summary is not None:
-                frame.summary.status = 0
         self._output.put(frame)
 
     def handshake(self, connection: Connection, start: int, end: int, reason: str) -> None:
@@ -206,7 +211,13 @@ class FrameMaker:
         )
         message.correlation.wire = facts.wire or "NONE"
         self._output.put(
-            ipc.Frame(ipc.HANDSHAKE, 0, summary_of(facts, None, "", self.masker), message.SerializeToString())
+            ipc.Frame(
+                ipc.HANDSHAKE,
+                0,
+                summary_of(facts, None, "", self.masker),
+                message.SerializeToString(),
+                uid=facts.uid,
+            )
         )
 
     def message(self, connection: Connection, message: WebSocketMessage) -> None:
@@ -251,7 +262,7 @@ class FrameMaker:
         )
         exchange.state = state
         told = summary(facts, exchange, protocol, self.masker)
-        return ipc.Frame(ipc.PROGRESS, exchange.part_key, told, public, secret)
+        return ipc.Frame(ipc.PROGRESS, exchange.part_key, told, public, secret, uid=facts.uid)
 
     def _name(self, exchange: HttpExchange) -> None:
         """Gives it the key that joins it with what goes out apart from it."""
@@ -294,6 +305,7 @@ class FrameMaker:
                 summary_of(facts, None, name or "raw", self.masker),
                 message.SerializeToString(),
                 secret,
+                uid=facts.uid,
             )
         )
 

@@ -8,7 +8,14 @@ import pytest
 
 from spliffd import ipc
 from spliffd.kernel import records
-from spliffd.kernel.maps import DEMAND_RATE, DEMAND_SHARE, DEMAND_SINCE
+from spliffd.kernel.maps import (
+    DEMAND_CUT,
+    DEMAND_LOOKED,
+    DEMAND_PRESSED,
+    DEMAND_RATE,
+    DEMAND_SHARE,
+    DEMAND_SINCE,
+)
 from spliffd.kernel.unwanted import Unwanted
 from spliffd.stages.demands import Demands
 from tests.support.dialogue import Dialogue
@@ -30,7 +37,9 @@ class Watched:
         self.leave()
         tracer.maps.demand[DEMAND_SINCE] = FAR_AWAY  # no window ends
         self.share(1024)
+        self.press(0)
         self._counted = tracer.maps.counters.get("unsampled_exchanges")
+        self._shed = tracer.maps.counters.get("shed_exchanges")
 
     def share(self, share: int) -> None:
         self.tracer.maps.demand[DEMAND_SHARE] = share
@@ -40,6 +49,14 @@ class Watched:
 
     def leave(self) -> None:
         self.demands.wanted(0, 0, None)
+
+    def press(self, cut: int, *, looked: int = FAR_AWAY) -> None:
+        """Leaves so many 1,024ths out, until the ring is looked at again."""
+        demand = self.tracer.maps.demand
+        demand[DEMAND_CUT], demand[DEMAND_PRESSED], demand[DEMAND_LOOKED] = cut, int(cut > 0), looked
+
+    def shed(self) -> int:
+        return self.tracer.maps.counters.get("shed_exchanges") - self._shed
 
     def unsampled(self) -> int:
         return self.tracer.maps.counters.get("unsampled_exchanges") - self._counted
@@ -278,3 +295,59 @@ def test_the_share_falls_under_load_and_comes_back(kernel: Watched, dialogue: Di
     wait_for(lambda: after_one_more() < 1024, 30, "fewer connections")
     demand[DEMAND_RATE] = 1 << 30
     wait_for(lambda: after_one_more() == 1024, 30, "all connections")
+
+
+# ---- while the ring is nearly full -----------------------------------------------------------------
+
+
+def test_under_pressure_watched_exchanges_are_left_out_whole(kernel: Watched, dialogue: Dialogue):
+    kernel.watch(None)
+    dialogue.client(GET)
+    kernel.press(1024)
+    dialogue.server(OK)  # of an exchange that has begun: not torn apart
+    for _ in range(3):
+        dialogue.client(GET)
+        dialogue.server(OK)
+    kernel.press(0)
+    dialogue.client(GET)
+    dialogue.server(OK)
+
+    assert kernel.said() == twice(GET, OK, GET, OK)
+    assert (kernel.shed(), kernel.unsampled()) == (2 * 3, 0)
+
+
+def test_a_full_ring_leaves_out_and_an_empty_one_takes_back(lab: Lab):
+    with Tracer(lab, ring_mib=1) as tracer:
+        kernel = Watched(tracer)
+        kernel.press(0, looked=0)
+        kernel.watch(None)
+        dialogue = Dialogue(lab, "socket")
+        made = 0
+        body = b"HTTP/1.1 200 OK\r\nContent-Length: 8000\r\n\r\n" + b"x" * 8000
+
+        def exchange() -> None:
+            nonlocal made
+            dialogue.client(GET)
+            dialogue.server(body)
+            made += 1
+
+        def until_shed() -> bool:
+            exchange()
+            return kernel.shed() > 0
+
+        wait_for(until_shed, 30, "an exchange to be left out")
+        whole = len(kernel.data())
+        assert tracer.maps.counters.get("ring_full_data_records") == 0
+        assert whole + 2 * kernel.shed() == 4 * made
+        assert tracer.maps.demand[DEMAND_CUT] > 0
+
+        def back() -> bool:
+            exchange()
+            return not tracer.maps.demand[DEMAND_PRESSED]
+
+        wait_for(back, 30, "the pressure to end")
+        kernel.data()
+        exchange()
+        assert len(kernel.said()) == 4
+        assert tracer.maps.demand[DEMAND_CUT] == 0
+        dialogue.close()

@@ -216,7 +216,7 @@ privileges.drop(account.pw_uid, account.pw_gid)
 seccomp.api()
 disk = DiskArchive(History(path=f"{folder}/history.db"), region)
 assert disk.open() == 1
-disk.offer([Record(1, 1, 1, 0, 5, 1, False, b"message", b"", b"", [])])
+disk.offer([Record(1, 1, 1, 0, 5, 1, False, b"message", b"", b"", b"")])
 disk.close()
 again = DiskArchive(History(path=f"{folder}/history.db"), region)
 print(again.open(), region.get("history_dropped"), oct(os.stat(f"{folder}/history.db").st_mode & 0o777))

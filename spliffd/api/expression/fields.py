@@ -24,7 +24,9 @@ from spliffd.pb import spliff_pb2 as pb
 class Subject(Protocol):
     """What an expression is asked about: ``delivery.Delivery``."""
 
-    summary: ipc.Summary
+    @property
+    def summary(self) -> ipc.Summary:
+        """The few facts that filters need."""
 
     @property
     def message(self) -> Any:

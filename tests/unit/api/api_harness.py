@@ -45,7 +45,7 @@ class Worker:
         return found.number
 
     def flushed(self, number: int) -> None:
-        self.send([ipc.Frame(ipc.FLUSHED, number, None, b"")])
+        self.send([ipc.Frame(ipc.FLUSHED, number, b"", b"")])
 
     def send(self, frames: ipc.Batch) -> None:
         self.sock.send(ipc.encode(frames))
@@ -156,7 +156,8 @@ def summary(**known: object) -> ipc.Summary:
 
 def exchange(path: str = "/", *, kind: int = ipc.EXCHANGE, part_key: int = 0, **facts: object) -> ipc.Frame:
     """A frame of an exchange: bodies by field name of Frame, the rest goes into the summary."""
-    bodies = {name: facts.pop(name) for name in list(facts) if name in ipc.Frame.__struct_fields__}
+    beside = set(ipc.Frame.__struct_fields__) - {"uid"}
+    bodies = {name: facts.pop(name) for name in list(facts) if name in beside}
     known = summary(path=path, **{"method": "GET", "status": 200, **facts})
     message = pb.Exchange(
         part_key=part_key,
@@ -173,8 +174,9 @@ def exchange(path: str = "/", *, kind: int = ipc.EXCHANGE, part_key: int = 0, **
         completeness=pb.Completeness(state="complete"),
     )
     return ipc.Frame(
-        kind=kind, part_key=part_key, summary=known, public=message.SerializeToString(), **bodies
-    )
+        kind=kind, part_key=part_key, summary=ipc.encode(known), public=message.SerializeToString(),
+        uid=known.uid, **bodies,
+    )  # fmt: skip
 
 
 class Stream:

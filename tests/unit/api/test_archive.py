@@ -154,7 +154,7 @@ async def test_a_folder_of_somebody_else_is_refused(start, folder):
 
 def record(position: int, size: int = 1000, time_ns: int = 0) -> Record:
     return Record(
-        position, 1, position, 0, 5, time_ns or position, False, b"m" * size, b"", b"", [1, position]
+        position, 1, position, 0, 5, time_ns or position, False, b"m" * size, b"", b"", b"s%d" % position
     )
 
 
@@ -235,7 +235,7 @@ async def test_without_a_disk_memory_goes_on(folder):
     region = counters.Area.create().api
     gone = DiskArchive(Settings(path=f"{folder}/no/such/h.db"), region)
     history = History(Settings(memory_mib=1), 1, gone.open(), gone)
-    frame = ipc.Frame(ipc.EXCHANGE, 0, summary(pid=1), b"")
+    frame = ipc.Frame(ipc.EXCHANGE, 0, ipc.encode(summary(pid=1)), b"")
     for number in range(1, 102):
         history.add(Delivery(frame, number), number, 0, number)
         history.flush()

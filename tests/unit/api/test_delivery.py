@@ -111,7 +111,7 @@ def test_a_part_is_cut_at_the_limit(response):
     frame = ipc.Frame(
         kind=ipc.BODY_PART,
         part_key=3,
-        summary=summary(),
+        summary=ipc.encode(summary()),
         public=b"",
         **{f"{half}_body": b"0123456789", f"{half}_offset": 90},
     )
@@ -131,7 +131,7 @@ def test_a_payload_counts_as_a_body(kind, name, inside):
     frame = ipc.Frame(
         kind=kind,
         part_key=0,
-        summary=summary(),
+        summary=ipc.encode(summary()),
         public=message.SerializeToString(),
         request_body=b"" if inside else b"payload",
     )
@@ -145,7 +145,7 @@ def test_a_payload_counts_as_a_body(kind, name, inside):
 
 def test_a_frame_without_a_summary_is_refused():
     with pytest.raises(ValueError, match="without a summary"):
-        Delivery(ipc.Frame(kind=ipc.EXCHANGE, part_key=0, summary=None, public=b""))
+        Delivery(ipc.Frame(kind=ipc.EXCHANGE, part_key=0, summary=b"", public=b""))
 
 
 def test_secrets_leave_for_those_who_may_see_them_only():
@@ -185,7 +185,7 @@ def test_the_payload_of_a_chunk_that_only_some_may_see():
     frame = ipc.Frame(
         kind=ipc.CHUNK,
         part_key=0,
-        summary=summary(),
+        summary=ipc.encode(summary()),
         public=pb.Chunk(size=7).SerializeToString(),
         secret=pb.Chunk(data=b"hunter2").SerializeToString(),
     )

@@ -49,7 +49,7 @@ async def settled(stub, path: str) -> None:
 
 def lost(frames_of=None, **facts) -> ipc.Frame:
     loss = pb.Loss(**{"stage": "kernel", "reason": "ring_full", "count": 3, "last_time_ns": 5, **facts})
-    return ipc.Frame(ipc.LOSS, 0, None, loss.SerializeToString())
+    return ipc.Frame(ipc.LOSS, 0, b"", loss.SerializeToString())
 
 
 async def test_exchanges_are_wanted_while_nobody_watches_without_bodies(start):
@@ -229,12 +229,12 @@ async def test_only_the_fields_that_were_asked_for(api, stub):
 async def test_a_reader_that_never_reads_holds_nobody_up(api, stub):
     worker = api.link()
     for n in range(1, 8):
-        worker.send([exchange(f"/{n}" + "x" * 100_000)])
+        worker.send([exchange(f"/{n}" + "x" * 50_000)])
     stalled = stub.Watch(pb.WatchRequest(last=100))
     await asyncio.to_thread(worker.demand)
     begun = await stalled.read()
     for n in range(8, 50):
-        worker.send([exchange(f"/{n}" + "x" * 100_000)])
+        worker.send([exchange(f"/{n}" + "x" * 50_000)])
     worker.send([exchange("/end")])
     await settled(stub, "/end")
 

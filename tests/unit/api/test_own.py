@@ -82,9 +82,17 @@ async def test_only_own_exchanges_come_numbered_by_themselves(api, own):
     assert (await stream.kind("started")).next_id == 1
     worker.send([of(OTHER, f"/other/{n}") for n in range(101)])
     part = ipc.Frame(
-        ipc.BODY_PART, (1 << 48) + 977, of(ME, "/mine").summary, b"", response_body=b"ab", response_offset=0
+        ipc.BODY_PART,
+        (1 << 48) + 977,
+        of(ME, "/mine").summary,
+        b"",
+        response_body=b"ab",
+        response_offset=0,
+        uid=ME,
     )
-    others = ipc.Frame(ipc.BODY_PART, (1 << 48) + 978, of(OTHER, "/x").summary, b"", response_body=b"ab")
+    others = ipc.Frame(
+        ipc.BODY_PART, (1 << 48) + 978, of(OTHER, "/x").summary, b"", response_body=b"ab", uid=OTHER
+    )
     worker.send([part, others, of(ME, "/mine", part_key=(1 << 48) + 977)])
 
     seen = await stream.kind("body_part")
@@ -131,7 +139,7 @@ async def test_history_tells_nothing_of_others(api, own):
         stage="worker", reason="queue_full", count=977, bytes=1009, first_time_ns=5, last_time_ns=7
     )
     worker.send([of(OTHER, "/1"), of(ME, "/2"), of(OTHER, "/3")])
-    worker.send([ipc.Frame(ipc.LOSS, 0, None, loss.SerializeToString()), of(ME, "/4"), of(OTHER, "/5")])
+    worker.send([ipc.Frame(ipc.LOSS, 0, b"", loss.SerializeToString()), of(ME, "/4"), of(OTHER, "/5")])
     proof = await bearer(api)
     deadline = time.monotonic() + 30
     while len(items := await listed(own, proof, after_id=0)) < 4:

@@ -130,7 +130,11 @@ async def test_parts_and_their_discard_reach_the_watcher(api, stub):
         stub, worker, bodies=True, filter=pb.Filter(statuses=[pb.StatusRange(first=404, last=404)])
     )
     part = ipc.Frame(
-        kind=ipc.BODY_PART, part_key=77, summary=summary(pid=1), public=b"", request_body=b"x" * 70000
+        kind=ipc.BODY_PART,
+        part_key=77,
+        summary=ipc.encode(summary(pid=1)),
+        public=b"",
+        request_body=b"x" * 70000,
     )
     worker.send([part])
     worker.send([exchange(status=200, part_key=77, request_offset=70000)])
@@ -184,7 +188,7 @@ async def test_a_loss_is_told_within_a_second_while_nothing_else_happens(api, st
     stream = await watch(stub, worker)
     loss = pb.Loss(stage="ring", reason="ring_full", count=13, bytes=1300, first_time_ns=5, last_time_ns=9)
     begin = time.monotonic()
-    worker.send([ipc.Frame(kind=ipc.LOSS, part_key=0, summary=None, public=loss.SerializeToString())])
+    worker.send([ipc.Frame(kind=ipc.LOSS, part_key=0, summary=b"", public=loss.SerializeToString())])
 
     assert await stream.kind("loss") == loss
     assert time.monotonic() - begin < 1

@@ -11,7 +11,7 @@ from spliffd import counters, ipc
 from spliffd.api import subscribers
 from spliffd.api.delivery import Delivery
 from spliffd.api.filter import Filter
-from spliffd.api.subscribers import FLUSH_BYTES, FLUSH_INTERVAL, ITEM_OVERHEAD, Subscriber
+from spliffd.api.subscribers import FLUSH_INTERVAL, ITEM_OVERHEAD, MESSAGE_BYTES, Subscriber
 from spliffd.api.wishes import Wishes
 from spliffd.counters import Region
 from spliffd.pb import spliff_pb2 as pb
@@ -37,7 +37,7 @@ def part(key: int, size: int, **facts) -> Delivery:
         ipc.Frame(
             kind=ipc.BODY_PART,
             part_key=key,
-            summary=summary(**facts),
+            summary=ipc.encode(summary(**facts)),
             public=b"",
             request_body=b"p" * size,
         )
@@ -58,7 +58,7 @@ async def test_items_come_in_order_and_counted(region):
 
 async def test_handshakes_and_messages_come_only_when_asked_for(region):
     frames = [
-        Delivery(ipc.Frame(kind=kind, part_key=0, summary=summary(), public=b""))
+        Delivery(ipc.Frame(kind=kind, part_key=0, summary=ipc.encode(summary()), public=b""))
         for kind in (ipc.HANDSHAKE, ipc.MESSAGE, ipc.CHUNK)
     ]
     plain, everything = (
@@ -76,8 +76,8 @@ async def test_handshakes_and_messages_come_only_when_asked_for(region):
 
 
 async def test_exchanges_under_way_come_only_when_asked_for_and_when_they_match(region):
-    waiting = Delivery(ipc.Frame(ipc.PROGRESS, 1, summary(status=0, path="/a"), b""))
-    answered = Delivery(ipc.Frame(ipc.PROGRESS, 2, summary(status=200, path="/a"), b""))
+    waiting = Delivery(ipc.Frame(ipc.PROGRESS, 1, ipc.encode(summary(status=0, path="/a")), b""))
+    answered = Delivery(ipc.Frame(ipc.PROGRESS, 2, ipc.encode(summary(status=200, path="/a")), b""))
     status = Filter(pb.Filter(statuses=[pb.StatusRange(first=500, last=599)]))
     plain = Subscriber(Wishes(messages=True), region)
     wanted = Subscriber(Wishes(progress=True), region)
@@ -142,7 +142,7 @@ async def test_a_message_is_at_most_a_mebibyte_and_one_item(region):
         ids += [item.exchange.id for item in pb.WatchResponse.FromString(message).items]
 
     assert ids == list(range(40))
-    assert max(sizes) < FLUSH_BYTES + 101_000
+    assert max(sizes) < MESSAGE_BYTES + 101_000
     assert subscriber.held_bytes == 0
 
 

@@ -57,7 +57,7 @@ filters = st.builds(
 def test_who_matches_a_filter_is_among_them(asked, pid, uid, comm, user, ppid):
     told = whom.union([whom.of(one) for one in asked])
     summary = ipc.Summary(
-        pid, ppid, uid, comm, "", user, "", "", "openssl", "http1", 1, 2, "", "", "", "/x", "GET", 200
+        pid, ppid, uid, comm, "", user, "", "", "openssl", 1, 2, "", "", [], "http1", "", "/x", "GET", 200
     )
     matches = any(Filter(one).match(summary) for one in asked)
     kept = told is None or pid in told.pids or uid in told.uids or comm in told.comms

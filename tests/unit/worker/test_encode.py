@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spliffd import ipc
 from spliffd.config import Access
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.pb import spliff_pb2 as pb
@@ -231,20 +232,22 @@ def test_text_that_is_no_utf8_is_carried():
 
     process = pb.Exchange.FromString(public).process
     assert (process.comm, process.exe) == ("bad?", "/tmp/?x")
+    told = ipc.decode_summary(summary(facts, HttpExchange(), "http1", MASKER))
+    assert (told.comm, told.exe) == ("bad?", "/tmp/?x")
 
 
 def test_summary():
     facts = some_facts()
     exchange = parsed(b"GET /x HTTP/1.1\r\nHost: h:1\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n")
 
-    said = summary(facts, exchange, "http1", MASKER)
+    said = ipc.decode_summary(summary(facts, exchange, "http1", MASKER))
 
     assert (said.pid, said.ppid, said.uid, said.comm, said.exe) == (4242, 1, 1000, "curl", "/usr/bin/curl")
     assert (said.user, said.unit, said.container, said.library) == ("me", "a.service", "ab" * 32, "openssl")
     assert (said.protocol, said.local_port, said.remote_port) == ("http1", 48372, 443)
     assert (said.remote_address, said.sni) == ("2001:db8::1", "example.org")
     assert (said.authority, said.path, said.method, said.status) == ("h:1", "/x", "GET", 204)
-    nothing = summary(facts, HttpExchange(), "raw", MASKER)
+    nothing = ipc.decode_summary(summary(facts, HttpExchange(), "raw", MASKER))
     assert (nothing.authority, nothing.path, nothing.method, nothing.status) == ("", "", "", 0)
 
 

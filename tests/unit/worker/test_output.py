@@ -58,7 +58,7 @@ def stage():
 
 
 def frame(n: int = 0, size: int = 0) -> ipc.Frame:
-    return ipc.Frame(ipc.EXCHANGE, n, None, b"x" * size)
+    return ipc.Frame(ipc.EXCHANGE, n, b"", b"x" * size)
 
 
 def losses(batch: ipc.Batch) -> list[tuple[str, str, int, int]]:
@@ -91,7 +91,7 @@ def test_large_frames_stay_below_the_largest_datagram(stage):
     from spliffd.worker.bodies import PART_BYTES
 
     stage.connect()
-    part = ipc.Frame(ipc.BODY_PART, 1, None, b"", request_body=bytes(2 * PART_BYTES))
+    part = ipc.Frame(ipc.BODY_PART, 1, b"", b"", request_body=bytes(2 * PART_BYTES))
     for _ in range(5):
         stage.output.put(part)
     stage.output.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spliffd import ipc
 from spliffd.config import Access
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.pb import spliff_pb2 as pb
@@ -66,7 +67,7 @@ def test_headers_and_query_of_a_head():
         assert message.request.headers[3] == pb.Header(name="Cookie")
         assert message.request.path == f"/me?token={MASKER.mark(b'hunter2').decode()}&x=1"
         assert message.response.headers[1].value == f"/cb#access_token={MASKER.mark(b'l0123').decode()}&a=1"
-        told = summary(ConnectionFacts(), exchange, "http1", MASKER)
+        told = ipc.decode_summary(summary(ConnectionFacts(), exchange, "http1", MASKER))
         assert told.path == message.request.path
 
         request, response, path = unmasked(parsed(UP % extra, DOWN))

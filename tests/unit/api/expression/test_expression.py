@@ -58,7 +58,7 @@ def facts(message: pb.Exchange) -> ipc.Summary:
 
 def delivery(message=MESSAGE, *, kind: int = ipc.EXCHANGE, known: ipc.Summary | None = None) -> Delivery:
     told = facts(MESSAGE) if known is None else known
-    return Delivery(ipc.Frame(kind, 0, told, message.SerializeToString()), 1)
+    return Delivery(ipc.Frame(kind, 0, ipc.encode(told), message.SerializeToString()), 1)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +317,6 @@ def test_the_message_is_parsed_only_when_the_summary_does_not_decide():
 
 
 def test_a_frame_that_is_no_message_is_an_empty_one():
-    broken = Delivery(ipc.Frame(ipc.EXCHANGE, 0, summary(pid=7), b"\xff\xff"), 1)
+    broken = Delivery(ipc.Frame(ipc.EXCHANGE, 0, ipc.encode(summary(pid=7)), b"\xff\xff"), 1)
 
     assert Expression("process.pid == 7 && duration_ns == 0").match(broken)
