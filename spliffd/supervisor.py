@@ -36,13 +36,14 @@ from spliffd.protocols.mask_command import mask_command
 from spliffd.protocols.masking import Masker
 from spliffd.stages import health, host, usage
 from spliffd.stages.capture import Kernel, ScopeMaps
-from spliffd.stages.children import Child, let_sleep, set_priority
+from spliffd.stages.children import Child, let_sleep
 from spliffd.stages.demands import Demands
 from spliffd.stages.interfaces import Interfaces
 from spliffd.stages.ledger import Ledger
 from spliffd.stages.libraries import Libraries
 from spliffd.stages.occupancy import Occupancy
 from spliffd.stages.owners import Owners
+from spliffd.stages.priority import set_priority, wake_at_once
 from spliffd.stages.queries import Queries
 from spliffd.stages.rings import Rings
 from spliffd.targets.client import Inspector
@@ -138,6 +139,7 @@ class Supervisor:
             await self._children_ready()
             # A library is probed within the milliseconds between its mapping and its first use, or too late.
             set_priority(os.getpid(), self.config.capture.nice)
+            wake_at_once(self.config.capture.nice)
             self.kernel.attach()
             self._process_ring = Ring(self.kernel.maps.fd["processes"], PROCESS_RING_BYTES)
             loop.add_reader(self._process_ring.fd, self._processes_started)
@@ -303,9 +305,12 @@ class Supervisor:
             alive = [child.ping(self._pings) for child in (*self.workers, self.api)]
             if all(alive):
                 self._notify.watchdog()
-            self.area.supervisor.set("flows_evicted", self.kernel.sweep())
+            for _ in self.kernel.sweep():
+                await asyncio.sleep(0)  # a library that is being mapped does not wait
+            self.area.supervisor.set("flows_evicted", self.kernel.evicted)
             if self.occupancy.look():
-                self.ledger.refresh()
+                for _ in self.ledger.refresh():
+                    await asyncio.sleep(0)
             usage.look((*self.workers, self.api), self.area.supervisor)
             facts = health.facts(self.area, self.kernel.maps.counters, self.libraries.attached())
             if facts != told:  # adding up all series takes milliseconds, most of what an idle daemon costs

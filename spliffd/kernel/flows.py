@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from spliffd.kernel import bpf
@@ -42,6 +42,7 @@ _SIDES_AT = _HOPS_AT + HOPS * _HOP.size
 assert _SIDES_AT + 2 * _SIDE.size == FLOW_SIZE
 
 _BATCH = 1024
+_STEP = 64
 """Flows of one system call: 300 KB; a bucket of the kernel's hash holds a handful."""
 
 
@@ -180,12 +181,20 @@ def look_up(fd: int, cookie: int) -> Flow | None:
 def read_flows(fd: int) -> list[tuple[int, Flow]]:
     """All flows by cookie, closed ones included. Those that come or go meanwhile may be missing."""
     found: dict[int, Flow] = {}
+    for some in _read_flows(fd, _BATCH):
+        found.update(some)
+    return list(found.items())
+
+
+def _read_flows(fd: int, at_a_time: int) -> Iterator[Iterable[tuple[int, Flow]]]:
     after = b""
     while True:
         entries, after = bpf.map_lookup_batch(fd, after, KEY_SIZE, FLOW_SIZE, _BATCH)
-        found.update((int.from_bytes(key, "little"), unpack_flow(data)) for key, data in entries)
+        for at in range(0, len(entries), at_a_time):
+            some = entries[at : at + at_a_time]
+            yield ((int.from_bytes(key, "little"), unpack_flow(data)) for key, data in some)
         if not after:
-            return list(found.items())
+            return
 
 
 class Swept(NamedTuple):
@@ -203,7 +212,8 @@ Looked = Callable[[Sequence[tuple[int, Flow]], Collection[int]], None]
 class Sweeper:
     """Removes what closed over LINGER_NS ago, and finds out what the kernel evicted.
 
-    ``looked`` is told of all flows by cookie, and of the cookies that are removed now.
+    ``looked`` is told of flows by cookie, and of those among them that are removed now: first all that stay,
+    then the others, some at a time.
 
     Costs nothing while nothing closes: the map is read only when the kernel's counters say that something
     closed, or that it may have filled up.
@@ -215,25 +225,41 @@ class Sweeper:
         self._looked = looked
         self._seen = (0, 0)
         self._waiting = False
-        self._swept = Swept(0, 0)
+        self.swept = Swept(0, 0)
+        """What was found so far."""
 
     def sweep(self, made: int, closed: int, now_ns: int) -> Swept:
         """Removes what closed over LINGER_NS before ``now_ns`` (CLOCK_MONOTONIC); raises OSError.
 
         ``made`` and ``closed`` are the kernel's counters ``flows_made`` and ``sockets_closed``, just read.
         """
+        for _ in self.steps(made, closed, now_ns):
+            pass
+        return self.swept
+
+    def steps(self, made: int, closed: int, now_ns: int) -> Iterator[None]:
+        """The same a step at a time, each a millisecond, for whoever has other things to do between them."""
         filled = made - self._seen[0] > self._room // 2
         if closed == self._seen[1] and not self._waiting and not filled:
-            return self._swept
+            return
         self._seen = (made, closed)
-        flows = read_flows(self._fd)
-        over = {cookie for cookie, flow in flows if flow.closed_ns and now_ns - flow.closed_ns > LINGER_NS}
-        self._looked(flows, over)
-        for cookie in over:
-            bpf.map_delete(self._fd, cookie.to_bytes(KEY_SIZE, "little"))
-        removed, present = self._swept.removed + len(over), len(flows) - len(over)
-        self._waiting = any(flow.closed_ns for cookie, flow in flows if cookie not in over)
+        found: dict[int, Flow] = {}
+        for some in _read_flows(self._fd, _STEP):
+            found.update(some)
+            yield
+        flows = list(found.items())
+        over = [cookie for cookie, flow in flows if flow.closed_ns and now_ns - flow.closed_ns > LINGER_NS]
+        staying = set(found).difference(over)
+        self._looked([(cookie, found[cookie]) for cookie in staying], ())
+        for at in range(0, len(over), _STEP):
+            # Told and removed at once: nobody who looks in between finds a flow twice.
+            step = over[at : at + _STEP]
+            self._looked([(cookie, found[cookie]) for cookie in step], step)
+            for cookie in step:
+                bpf.map_delete(self._fd, cookie.to_bytes(KEY_SIZE, "little"))
+            yield
+        removed, present = self.swept.removed + len(over), len(flows) - len(over)
+        self._waiting = any(found[cookie].closed_ns for cookie in staying)
         # Those made since the counter was read hide as many evictions until the next time.
-        evicted = max(self._swept.evicted, made - removed - present)
-        self._swept = Swept(removed, evicted)
-        return self._swept
+        evicted = max(self.swept.evicted, made - removed - present)
+        self.swept = Swept(removed, evicted)

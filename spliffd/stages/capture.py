@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pwd
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import msgspec
 
@@ -223,17 +223,20 @@ class Kernel:
     def _swept(self, flows: Sequence[tuple[int, Flow]], over: Collection[int]) -> None:
         self.looked(flows, over)
 
-    def sweep(self) -> int:
-        """Removes flows that closed a while ago; returns how many the kernel has evicted for want of room."""
+    def sweep(self) -> Iterator[None]:
+        """Removes flows that closed a while ago, a step at a time."""
         counters = self.maps.counters
         try:
-            swept = self._sweeper.sweep(
+            yield from self._sweeper.steps(
                 counters.get("flows_made"), counters.get("sockets_closed"), time.monotonic_ns()
             )
         except OSError as error:  # no batches before 5.6: then the least recently used give way
             log.debug("flows are not swept", error=str(error))
-            return 0
-        return swept.evicted
+
+    @property
+    def evicted(self) -> int:
+        """How many flows the kernel has evicted for want of room, as the sweeper found."""
+        return self._sweeper.swept.evicted
 
     def _attach_sock_ops(self) -> str:
         fds = self._scope.cgroups

@@ -22,6 +22,7 @@ import msgspec
 
 from spliffd import ipc
 from spliffd.journal import logger
+from spliffd.stages.priority import set_priority
 
 log = logger("children")
 
@@ -35,18 +36,6 @@ SILENT_SECONDS = 15.0
 back, within the unit's WatchdogSec=30, so that systemd need not end the whole daemon for it."""
 
 _DATAGRAM = 1 << 20
-
-
-def set_priority(pid: int, nice: int) -> None:
-    """Sets a process's priority, also against other sessions; best effort.
-
-    With autogroup scheduling (sched(7)) nice counts within a session only, and each child is a session of
-    its own: the session's value is set as well. In a cgroup with a CPU weight, that decides instead.
-    """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, nice)
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as file:
-        file.write(str(nice))
 
 
 GRPC_THREADS = "event_engine"

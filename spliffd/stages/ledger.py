@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -42,6 +42,9 @@ GRACE_NS = 1_000_000_000
 
 MISSED_SHOWN = 5
 """Missed connections that are kept with their addresses, the latest."""
+
+STEP = 32
+"""Processes that are looked at before others have their turn: about a millisecond."""
 
 BATCH = 1024
 _CONN = struct.Struct("=I4xQ69xB").unpack_from
@@ -153,8 +156,10 @@ class Ledger:
     # ---- what is told -----------------------------------------------------------------------
 
     def closed(self, flows: Sequence[tuple[int, Flow]], over: Collection[int]) -> None:
-        """The sweeper removes the flows ``over``: they are added up."""
-        self._swept = [entry for entry in flows if entry[0] not in over]
+        """The sweeper removes the flows ``over``: they are added up. Those that stay are told of first."""
+        if not over:
+            self._swept = list(flows)
+            return
         owners = Owners(self._processes)
         for cookie, flow in flows:
             if cookie in over and self._is_tls(flow):
@@ -175,13 +180,16 @@ class Ledger:
 
     # ---- what is asked ----------------------------------------------------------------------
 
-    def refresh(self) -> None:
-        """Counts anew into the gauges; right after the sweeper, whose flows are used."""
+    def refresh(self) -> Iterator[None]:
+        """Counts anew into the gauges, a step at a time; right after the sweeper, whose flows are used."""
         tally: Counter[str] = Counter()
         flows, self._swept = self._swept, None
-        for entry in self._entries((), flows):
-            verdict = entry.verdict
-            tally[f"{verdict.covered}_{verdict.reason}" if verdict.reason else verdict.covered] += 1
+        for number, entry in enumerate(self._walk((), flows)):
+            if entry is not None:
+                verdict = entry.verdict
+                tally[f"{verdict.covered}_{verdict.reason}" if verdict.reason else verdict.covered] += 1
+            if number % STEP == STEP - 1:
+                yield
         self._counters.set("processes_covered", tally["covered"])
         for covered in ("partly", "not"):
             for reason in REASONS:
@@ -189,11 +197,12 @@ class Ledger:
 
     def entries(self, pids: Collection[int] = ()) -> list[Entry]:
         """All processes that speak TLS, with their files; of ``pids`` also those that do not."""
-        return self._entries(pids, None, all_files=True)
+        return [entry for entry in self._walk(pids, None, all_files=True) if entry is not None]
 
-    def _entries(
+    def _walk(
         self, pids: Collection[int], flows: Sequence[tuple[int, Flow]] | None, *, all_files: bool = False
-    ) -> list[Entry]:
+    ) -> Iterator[Entry | None]:
+        """Each book's entry, None for one that is not asked for or over."""
         now = time.monotonic_ns()
         live = self._open(now, flows)
         for key in live:
@@ -201,24 +210,26 @@ class Ledger:
         for pid in pids:
             if (start := self._processes.start_of(pid)) != 0:
                 self._book((pid, self._processes.exact(pid, start)))
-        found = []
         for key, book in list(self._books.items()):
             self._look(book, now)
             if pids and book.pid not in pids:
+                yield None
                 continue
             entry = self._entry(book, live.get(key, Open()), all_files=all_files)
             over = book.ended_ns and (
                 entry.verdict.covered in ("", "covered") or now - book.ended_ns > KEEP_ENDED_NS
             )
             if over:
-                del self._books[key]
+                self._books.pop(key, None)
+                yield None
             elif entry.verdict.covered:
-                found.append(entry)
+                yield entry
             elif book.pid in pids:
                 if not self._admits(book.pid):
                     entry.verdict = Verdict("", "out_of_scope", "its cgroup or its user is not in scope")
-                found.append(entry)
-        return found
+                yield entry
+            else:
+                yield None
 
     def _look(self, book: Book, now: int) -> None:
         """Whether the process lives, and what it maps."""

@@ -17,7 +17,7 @@ import hashlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,7 +29,9 @@ from spliffd.counters import LIBRARIES, Region
 from spliffd.journal import logger
 from spliffd.kernel.links import Attached, close_all
 from spliffd.kernel.mappings import Mapped
+from spliffd.kernel.standby import Standby
 from spliffd.stages.capture import Kernel
+from spliffd.stages.looks import Looks
 from spliffd.stages.mapped import MappedFile, Memory
 from spliffd.stages.placements import Placements
 from spliffd.stages.self_tests import SelfTests
@@ -39,27 +41,11 @@ from spliffd.targets.sites import Inspection
 
 log = logger("libraries")
 
-LOOK_AFTER_SECONDS = (0.002, 0.01, 0.05, 0.25, 1.0, 5.0)
-"""When a new process is looked at: the dynamic loader is done within 2 ms on an idle host, long before
-the first handshake; the later looks are for a busy host, and for interpreters that load TLS as a module."""
-
 SCAN_AT_A_TIME = 32
 """Processes looked at in one go at start, 0.1 ms each: what else happens waits no longer than that takes."""
 
-AFTER_MAPPING_SECONDS = 0.002
-"""When a process that maps a file for the first time is looked at; the loader has just begun with it then."""
-
-LOOKS_AFTER_MAPPING = (2, 4)
-"""Which looks follow, as after an exec."""
-
-PAUSE_FACTOR = 20
-"""Between two looks at whoever maps files, so many times as long as a look takes: a twentieth of a core."""
-
-LOOKS_BESIDE_MAPPINGS = (1, 3)
-"""Which looks remain where every mapping is told: the ledger asks what ended processes had mapped."""
-
 SAME_CONTENT_BYTES = 16 << 20
-"""Files up to this size are recognised by their content (4 ms for libcrypto, 1 ms for libssl): a copy of
+"""Files up to this size are recognised by their content (2 ms for libcrypto, 0.4 ms for libssl): a copy of
 a library that was inspected before, as in container images, is attached without asking again."""
 
 ATTACHING = 8
@@ -103,6 +89,7 @@ class Libraries:
         self._placements = Placements(
             kernel, SelfTests(kernel.maps), counters, self._attaching, self._inspect_entries
         )
+        self._standby = Standby(kernel.attach_library)
         self.files: dict[tuple[int, int, int, int], Probed] = {}
         self._seen: OrderedDict[tuple[int, int], Probed] = OrderedDict()
         """By (device, inode) as in /proc/PID/maps, files that were handled: skipped without opening."""
@@ -111,9 +98,7 @@ class Libraries:
         self.memory = Memory()
         self._by_content: dict[bytes, Inspection] = {}
         self._rest: asyncio.Task[None] | None = None
-        self._due: list[dict[tuple[int, int], None]] = [{} for _ in LOOK_AFTER_SECONDS]
-        self._mapping: dict[tuple[int, int], None] = {}
-        self._not_before = 0.0
+        self._looks = Looks(self.memory, self._handle_fresh)
 
     async def scan(self) -> None:
         """All processes in scope, and the standard library folders.
@@ -162,24 +147,13 @@ class Libraries:
                 deleted = path.endswith(discovery.DELETED)
                 path = path.removesuffix(discovery.DELETED)  # noqa: PLW2901 - the same path, as it was
                 fresh[identity] = discovery.Candidate(device, inode, path, deleted, False, [mapping])
+        if any(map(discovery.is_likely, fresh.values())):
+            self._standby.expect()
         self._handle_soon(sorted(fresh.values(), key=lambda one: not discovery.is_likely(one)))
 
     def started(self, pid: int, start_ns: int) -> None:
         """A process has exec'd: look at it soon, together with others that start about now."""
-        for look in LOOKS_BESIDE_MAPPINGS if self._kernel.mappings else range(len(LOOK_AFTER_SECONDS)):
-            self._schedule(look, pid, start_ns)
-
-    def _look(self, look: int) -> None:
-        due, self._due[look] = self._due[look], {}
-        self._look_at(due)
-
-    def _look_at(self, due: Iterable[tuple[int, int]]) -> None:
-        looks = []
-        for pid, start_ns in due:
-            if (seen := discovery.look(pid)) is not None:
-                self.memory.keep(seen, start_ns)
-                looks.append(seen)
-        self._handle_fresh(looks)
+        self._looks.started(pid, start_ns, mappings_told=self._kernel.mappings is not None)
 
     def mapped(self, pid: int, start_ns: int, identity: tuple[int, int]) -> None:
         """A process has mapped a file that nobody had mapped before: a library loaded late, or at its start.
@@ -189,25 +163,7 @@ class Libraries:
         known = self._seen.get(identity)
         if known is not None and known.attached is None:
             del self._seen[identity]  # it was another file of that number
-        if not self._mapping:
-            delay = max(AFTER_MAPPING_SECONDS, self._not_before - time.monotonic())
-            asyncio.get_running_loop().call_later(delay, self._look_at_mapping)
-        self._mapping[pid, start_ns] = None
-
-    def _look_at_mapping(self) -> None:
-        due, self._mapping = self._mapping, {}
-        spent = time.thread_time()
-        self._look_at(due)
-        self._not_before = time.monotonic() + PAUSE_FACTOR * (time.thread_time() - spent)
-        for pid, start_ns in due:
-            for look in LOOKS_AFTER_MAPPING:
-                self._schedule(look, pid, start_ns)
-
-    def _schedule(self, look: int, pid: int, start_ns: int) -> None:
-        due = self._due[look]
-        if not due:
-            asyncio.get_running_loop().call_later(LOOK_AFTER_SECONDS[look], self._look, look)
-        due[pid, start_ns] = None
+        self._looks.mapped(pid, start_ns)
 
     def look_again(self, look: discovery.Look, start_ns: int) -> None:
         """A process speaks TLS that no probe sees: what it maps now may be new."""
@@ -225,8 +181,8 @@ class Libraries:
         )
 
     def _handle_soon(self, fresh: list[discovery.Candidate]) -> None:
-        if fresh:
-            task = asyncio.get_running_loop().create_task(self._handle_all(fresh))
+        for candidate in fresh:
+            task = asyncio.get_running_loop().create_task(self._handle(candidate))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -257,6 +213,9 @@ class Libraries:
                     self._busy.discard(key)
                 self._forget_oldest()
                 self.files[key] = probed
+                self._seen[identity] = probed
+                if probed.attached:
+                    await self._placements.try_out(probed, fd)
             self._seen[identity] = self.files[key]
             self._unopened.pop(identity, None)
             _bound(self._seen)
@@ -286,7 +245,8 @@ class Libraries:
         return found
 
     async def _probe(self, candidate: discovery.Candidate, fd: int) -> Probed:
-        inspection = await self._inspect(candidate.path, fd, content(fd))
+        digest = content(fd)
+        inspection = await self._inspect(candidate.path, fd, digest)
         probed = Probed(candidate.path, candidate.device, candidate.inode, inspection, None)
         if inspection.state != "attach":
             if inspection.state == "refused":
@@ -297,8 +257,8 @@ class Libraries:
             probed.error = f"unknown library {inspection.library}"
             return probed
         try:
-            # In a thread: the kernel waits 15 ms for all processors, once for all that come at the same time.
-            await self._placements.attach(probed, fd)
+            # In a thread: the kernel may wait 15 ms for all processors (kernel/standby.py).
+            await self._placements.attach(probed, fd, digest)
         except OSError as error:
             probed.error = f"the kernel refused the probes: {error}"
             self._counters.add("libraries_refused")
@@ -362,6 +322,8 @@ class Libraries:
             self._rest.cancel()
         for task in self._tasks:
             task.cancel()
+        self._looks.close()
+        self._standby.close()
         self._placements.close()
         self._attaching.shutdown()  # what was being attached goes with the process
         close_all([probed.attached for probed in self.files.values() if probed.attached])
@@ -377,4 +339,4 @@ def content(fd: int) -> bytes:
     if os.fstat(fd).st_size > SAME_CONTENT_BYTES:
         return b""
     with open(fd, "rb", closefd=False) as file:
-        return hashlib.file_digest(file, "blake2b").digest()
+        return hashlib.file_digest(file, "sha256").digest()

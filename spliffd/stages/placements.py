@@ -4,6 +4,8 @@ Takes a file and where its probes belong; returns links. Where a probe sits behi
 instruction, a witness sits at that until the first calls have shown that both see the same (``self_tests``);
 then it goes. Where they do not, all probes of the file go to first instructions, which is dearer and never
 wrong; that is counted, logged, and told by ``spliffctl libraries``. A file nobody calls stays under test.
+Files of the same content are tested together, a few of them with witnesses, and once it has passed, no more
+are: a copy's probes wait for nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +32,12 @@ FIRST_LOOK_SECONDS = 0.25
 LONGEST_LOOK_SECONDS = 16.0
 """Looks become rarer while nothing is called: an idle host is not woken for it."""
 
+WITNESSED = 4
+"""Files of one content that get witnesses: short-lived programs with a copy each make a few calls each."""
+
+MAX_PASSED = 4096
+"""Contents remembered to have passed, 0.2 KiB each; one that is forgotten is tested again."""
+
 
 class Kernel(Protocol):
     """What attaches."""
@@ -54,10 +62,13 @@ class _Trial(msgspec.Struct):
     """A test under way."""
 
     number: int
-    file: File
-    fd: int
-    """The file, kept open: it may be deleted by the time probes have to move."""
-    witnesses: Attached
+    content: bytes
+    """What the files have in common; empty for one that is tested alone."""
+    files: list[tuple[File, int]]
+    """With a descriptor of each, kept open: it may be deleted by the time probes have to move."""
+    witnesses: list[Attached]
+    tested: int = 0
+    """Files that got witnesses, or were refused them."""
 
 
 class Placements:
@@ -81,44 +92,76 @@ class Placements:
         self._executor = executor
         self._at_entries = at_entries
         self._trials: list[_Trial] = []
+        self._passed: dict[bytes, str] = {}
+        """What was told of contents that have passed."""
         self._pause = FIRST_LOOK_SECONDS
         self._timer: asyncio.TimerHandle | None = None
         self._judging: asyncio.Task[None] | None = None
 
-    async def attach(self, file: File, fd: int) -> None:
-        """Attaches the probes of ``file``; raises OSError."""
+    async def attach(self, file: File, fd: int, content: bytes = b"") -> None:
+        """Attaches the probes of ``file``; raises OSError. ``content`` is its hash, if that is known."""
         inspection = file.inspection
-        loop = asyncio.get_running_loop()
-        moved = [site for site in inspection.sites if site.witnesses]
-        number = self._tests.begin() if moved else 0
-        path = f"/proc/self/fd/{fd}"  # names the inode even when the path is another namespace's, or deleted
-        witnesses = Attached([])
-        if number:
-            first = [
-                Probe(offset, site.op, "none", returns=False, test=number)
-                for site in moved
-                for offset in site.witnesses
-            ]
-            try:
-                witnesses = await loop.run_in_executor(
-                    self._executor, self._kernel.attach_witnesses, path, inspection.library, first
-                )
-            except OSError as error:
-                log.warning("relocated probes are not tested", path=file.path, error=str(error))
-                self._tests.end(number)
-                number = 0
+        trial = None
+        if any(site.witnesses for site in inspection.sites):
+            if (told := self._passed.get(content)) is not None:
+                file.inspection = _proved(inspection, told)
+            else:
+                trial = self._trial(content)
+        number = trial.number if trial else 0
         probes = [probe_of(site, number if site.witnesses else 0) for site in inspection.sites]
+        loop = asyncio.get_running_loop()
+        # Names the inode even when the path is another namespace's, or deleted.
+        path = f"/proc/self/fd/{fd}"
         try:
             file.attached = await loop.run_in_executor(
                 self._executor, self._kernel.attach_library, path, inspection.library, probes
             )
         except OSError:
-            witnesses.close()
+            if trial and not trial.files and trial in self._trials:
+                self._trials.remove(trial)
+                self._tests.end(trial.number)
             raise
-        if number:
-            self._trials.append(_Trial(number, file, os.dup(fd), witnesses))
+        if trial and trial in self._trials:
+            trial.files.append((file, os.dup(fd)))
+
+    async def try_out(self, file: File, fd: int) -> None:
+        """Sets witnesses beside the probes of ``file``, which are in place, if it is to be tested."""
+        trial = next((one for one in self._trials if any(file is tested for tested, _ in one.files)), None)
+        if trial is None or trial.tested >= WITNESSED:
+            return
+        trial.tested += 1
+        probes = [
+            Probe(offset, site.op, "none", returns=False, test=trial.number)
+            for site in file.inspection.sites
+            for offset in site.witnesses
+        ]
+        path, library = f"/proc/self/fd/{fd}", file.inspection.library
+        loop = asyncio.get_running_loop()
+        try:
+            witnesses = await loop.run_in_executor(
+                self._executor, self._kernel.attach_witnesses, path, library, probes
+            )
+        except OSError as error:
+            log.warning("relocated probes are not tested", path=file.path, error=str(error))
+            return
+        if trial in self._trials:
+            trial.witnesses.append(witnesses)
             self._pause = FIRST_LOOK_SECONDS
             self._look_later()
+        else:  # judged meanwhile, by the calls of others
+            await loop.run_in_executor(self._executor, witnesses.close)
+
+    def _trial(self, content: bytes) -> _Trial | None:
+        """The test of this content, a new one if there is none; None when there are no more numbers."""
+        for trial in self._trials:
+            if content and trial.content == content:
+                return trial
+        number = self._tests.begin()
+        if not number:
+            return None
+        trial = _Trial(number, content, [], [])
+        self._trials.append(trial)
+        return trial
 
     def close(self) -> None:
         """Ends all tests."""
@@ -126,9 +169,9 @@ class Placements:
             self._timer.cancel()
         if self._judging is not None:
             self._judging.cancel()
-        close_all([trial.witnesses for trial in self._trials])
+        close_all([one for trial in self._trials for one in trial.witnesses])
         for trial in self._trials:
-            os.close(trial.fd)
+            _close_files(trial)
         self._trials.clear()
 
     def _look_later(self) -> None:
@@ -150,51 +193,62 @@ class Placements:
             self._trials.remove(trial)
             told = self._tests.told(trial.number)
             self._tests.end(trial.number)
-            await asyncio.get_running_loop().run_in_executor(self._executor, trial.witnesses.close)
+            await asyncio.get_running_loop().run_in_executor(self._executor, close_all, trial.witnesses)
             try:
                 if verdict is Verdict.PASSED:
-                    self._passed(trial.file, told)
+                    self._pass(trial, told)
                 else:
                     await self._take_back(trial, told)
             finally:
-                os.close(trial.fd)
+                _close_files(trial)
         if self._trials:
             self._look_later()
 
-    def _passed(self, file: File, told: str) -> None:
+    def _pass(self, trial: _Trial, told: str) -> None:
         self._counters.add("placements_tested")
-        log.debug("relocated probes see what they should", path=file.path, self_test=told)
-        sites = [
-            msgspec.structs.replace(site, proof=f"{site.proof}; self-test passed: {told}")
-            if site.witnesses
-            else site
-            for site in file.inspection.sites
-        ]
-        file.inspection = msgspec.structs.replace(file.inspection, sites=sites)
+        if trial.content and len(self._passed) < MAX_PASSED:
+            self._passed[trial.content] = told
+        for file, _ in trial.files:
+            log.debug("relocated probes see what they should", path=file.path, self_test=told)
+            file.inspection = _proved(file.inspection, told)
 
     async def _take_back(self, trial: _Trial, told: str) -> None:
         """Calls between the two placements are not seen, rather than seen twice."""
-        file = trial.file
         self._counters.add("placement_fallbacks")
-        log.error("relocated probes are taken back", path=file.path, self_test=told)
+        for file, fd in trial.files:
+            log.error("relocated probes are taken back", path=file.path, self_test=told)
+            await self._move_to_entries(file, fd, f"self-test failed ({told}): probed at first instructions")
+
+    async def _move_to_entries(self, file: File, fd: int, reason: str) -> None:
         loop = asyncio.get_running_loop()
-        found = await self._at_entries(trial.fd, file.path)
+        found = await self._at_entries(fd, file.path)
         if file.attached is not None:
-            await loop.run_in_executor(self._executor, file.attached.close)
-        reason = f"self-test failed ({told}): probed at first instructions"
+            await loop.run_in_executor(self._executor, close_all, [file.attached])
         file.inspection = msgspec.structs.replace(found, reason=reason)
-        probes = [probe_of(site) for site in found.sites]
+        path, probes = f"/proc/self/fd/{fd}", [probe_of(site) for site in found.sites]
         try:
             file.attached = await loop.run_in_executor(
-                self._executor,
-                self._kernel.attach_library,
-                f"/proc/self/fd/{trial.fd}",
-                found.library,
-                probes,
+                self._executor, self._kernel.attach_library, path, found.library, probes
             )
         except OSError as error:
             file.attached = None
             file.error = f"the kernel refused the probes: {error}"
+
+
+def _close_files(trial: _Trial) -> None:
+    for _, fd in trial.files:
+        os.close(fd)
+
+
+def _proved(inspection: Inspection, told: str) -> Inspection:
+    """The same, with what the self-test has told beside the proofs."""
+    sites = [
+        msgspec.structs.replace(site, proof=f"{site.proof}; self-test passed: {told}")
+        if site.witnesses
+        else site
+        for site in inspection.sites
+    ]
+    return msgspec.structs.replace(inspection, sites=sites)
 
 
 def probe_of(site: Site, test: int = 0) -> Probe:

@@ -108,7 +108,23 @@ def test_what_is_removed_is_told_before(table: Table):
         0, 100, lambda flows, over: told.append(({cookie for cookie, _ in flows}, set(over), set(table)))
     )
     sweeper.sweep(3, 2, LINGER_NS + 101)
-    assert told == [({1, 2, 3}, {2}, {1, 2, 3})]
+    assert told == [({1, 3}, set(), {1, 2, 3}), ({2}, {2}, {1, 2, 3})]
+
+
+def test_many_are_removed_some_at_a_time_each_told_before_it_goes(table: Table):
+    table.update({cookie: flow_bytes(closed_ns=100) for cookie in range(10, 210)})
+    told: list[set[int]] = []
+
+    def looked(flows, over):
+        assert {cookie for cookie, _ in flows} <= set(table)
+        assert set(over) in (set(), {cookie for cookie, _ in flows})
+        told.append(set(over))
+
+    steps = Sweeper(0, 1000, looked).steps(203, 202, LINGER_NS + 101)
+    assert len(list(steps)) > 4  # of reading, and of removing
+    assert set().union(*told) == {2, *range(10, 210)}
+    assert sum(map(len, told)) == 201
+    assert set(table) == {1, 3}
 
 
 def test_nothing_is_read_while_nothing_closes(table: Table):

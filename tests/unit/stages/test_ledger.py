@@ -157,10 +157,10 @@ def test_more_processes_than_there_is_room_for_are_counted(books: Books, monkeyp
 
 def test_gauges_count_what_is_listed(books: Books):
     books.close(flow(ME))
-    books.ledger.refresh()
+    list(books.ledger.refresh())
     assert books.counters.get("processes_not_unknown_library") == 1
     books.ledger.nameless([(ME, books.processes.start_of(ME), 1)])
-    books.ledger.refresh()
+    list(books.ledger.refresh())
     assert books.counters.get("processes_not_unknown_library") == 0
     assert books.counters.get("processes_covered") == 1
 

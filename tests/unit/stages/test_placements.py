@@ -14,7 +14,7 @@ from spliffd.counters import Region
 from spliffd.kernel.links import Attached, Probe
 from spliffd.kernel.maps import SELF_TEST_WORDS, SELF_TESTS
 from spliffd.stages import placements
-from spliffd.stages.placements import Placements
+from spliffd.stages.placements import WITNESSED, Placements
 from spliffd.stages.self_tests import ENOUGH, MISSED, SelfTests
 from spliffd.targets.sites import Inspection, Site
 
@@ -39,8 +39,9 @@ class Links(Attached):
         super().__init__([])
         self._log, self._what = log, what
 
-    def close(self) -> None:
+    def let_go(self) -> list[int]:
         self._log.append(f"closed {self._what}")
+        return []
 
 
 class Host:
@@ -48,10 +49,12 @@ class Host:
 
     def __init__(self) -> None:
         self.log: list[str] = []
-        self.refuse_witnesses = False
+        self.refuse_witnesses = self.refuse_probes = False
         self.self_tests = memoryview(bytearray(8 * SELF_TEST_WORDS * SELF_TESTS)).cast("Q")
 
     def attach_library(self, path: str, library: str, probes: list[Probe]) -> Attached:
+        if self.refuse_probes:
+            raise OSError("no")
         what = ", ".join(f"{probe.offset}/{probe.test}" for probe in probes)
         self.log.append(f"attached {what}")
         return Links(self.log, what)
@@ -80,10 +83,11 @@ class Stage:
         tests = SelfTests(self.host)  # type: ignore[arg-type]  # of the maps it needs this one
         self.placements = Placements(self.host, tests, self.counters, self.executor, self.host.at_entries)
 
-    async def attach(self, *sites: Site) -> File:
+    async def attach(self, *sites: Site, content: bytes = b"") -> File:
         file = File("/lib/libssl.so.3", Inspection("attach", "openssl", sites=list(sites)))
         fd = os.open("/dev/null", os.O_RDONLY)
-        await self.placements.attach(file, fd)
+        await self.placements.attach(file, fd, content)
+        await self.placements.try_out(file, fd)
         os.close(fd)
         return file
 
@@ -100,9 +104,9 @@ async def until(condition) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_witnesses_come_first_and_go_when_the_calls_agree(stage):
+async def test_witnesses_come_at_once_and_go_when_the_calls_agree(stage):
     file = await stage.attach(MOVED, PLAIN)
-    assert stage.host.log == ["attached witnesses 100/1, 200/1", "attached 300/1, 400/0"]
+    assert stage.host.log == ["attached 300/1, 400/0", "attached witnesses 100/1, 200/1"]
     stage.host.count(1, ENOUGH + 1, ENOUGH, 0)
     await until(lambda: stage.counters.get("placements_tested"))
 
@@ -158,5 +162,43 @@ async def test_without_witnesses_the_proof_has_to_do(stage):
     stage.host.refuse_witnesses = True
     await stage.attach(MOVED)
 
-    assert stage.host.log == ["attached 300/0"]
+    assert stage.host.log == ["attached 300/1"]
+    stage.placements.close()
+    assert stage.host.log == ["attached 300/1"]
+
+
+async def test_copies_are_tested_together_and_then_no_more(stage):
+    copies = [await stage.attach(MOVED, content=b"same") for _ in range(WITNESSED + 1)]
+    assert stage.host.log.count("attached 300/1") == WITNESSED + 1
+    assert stage.host.log.count("attached witnesses 100/1, 200/1") == WITNESSED
+    stage.host.count(1, ENOUGH, ENOUGH, 0)
+    await until(lambda: stage.counters.get("placements_tested"))
+
+    assert stage.host.log.count("closed witnesses 100/1, 200/1") == WITNESSED
+    later = await stage.attach(MOVED, content=b"same")
+    assert stage.host.log[-1] == "attached 300/0"
+    assert {"self-test passed" in one.inspection.sites[0].proof for one in (*copies, later)} == {True}
+    await stage.attach(MOVED, content=b"another")
+    assert stage.host.log[-2:] == ["attached 300/2", "attached witnesses 100/2, 200/2"]
+    stage.placements.close()
+
+
+async def test_all_copies_are_taken_back(stage):
+    copies = [await stage.attach(MOVED, content=b"same") for _ in range(3)]
+    stage.host.count(1, ENOUGH, 0, ENOUGH)
+    await until(lambda: all("self-test failed" in one.inspection.reason for one in copies))
+
+    assert stage.host.log.count("closed 300/1") == 3
+    await until(lambda: stage.host.log.count("attached 100/0, 400/0") == 3)
+    assert stage.counters.get("placement_fallbacks") == 1
+
+
+async def test_a_copy_that_is_refused_is_not_tested(stage):
+    stage.host.refuse_probes = True
+    with pytest.raises(OSError, match="no"):
+        await stage.attach(MOVED, content=b"same")
     assert stage.host.self_tests[SELF_TEST_WORDS] == 0
+    stage.host.refuse_probes = False
+    await stage.attach(MOVED, content=b"same")
+    assert stage.host.log == ["attached 300/2", "attached witnesses 100/2, 200/2"]
+    stage.placements.close()
