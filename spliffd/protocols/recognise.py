@@ -255,10 +255,10 @@ class Recogniser:
 
     def listen(self, direction: int, data: bytes, role: str, alpn: str) -> None:
         """``data`` was sent (0) or received (1) by an end that is client, server or "" where nobody knows."""
-        if self._done or self.name:
+        if self.name:
             return
-        self.name = by_alpn(alpn)
-        if not self.name:
+        self.name = by_alpn(alpn)  # it may become known when the content has told nothing
+        if not self.name and not self._done:
             begun = self._begun
             begun[direction] += data[: ENOUGH - len(begun[direction])]
             if role != "server":

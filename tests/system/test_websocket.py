@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import pytest
 
 from spliffd.pb import spliff_pb2
 from tests.support.daemon import Daemon, Watch
-from tests.support.lab import Lab, wait_for
+from tests.support.lab import Lab, stop, wait_for
 from tests.support.shared import daemon_of_the_file, lab_of_the_file
+from tests.support.speakers import attached
 from tests.support.websockets import WebSocketServer, websocket_client
 
 LARGE = 3 * 256 * 1024 + 17
+
+NODE = """
+const socket = new WebSocket(`wss://127.0.0.1:${process.argv[1]}/node`);
+let left = 13;
+socket.onopen = () => { for (let n = 0; n < 13; n++) socket.send(JSON.stringify({number: n, password: "S3CR3T"})); };
+socket.onmessage = () => { if (!--left) socket.close(4002, "enough"); };
+socket.onerror = () => process.exit(1);
+"""
 
 
 lab = lab_of_the_file("websocket")
@@ -72,6 +82,30 @@ def test_every_message_is_seen_at_both_ends(lab: Lab, daemon: Daemon, deflate: b
         for message in seen:
             assert b"S3CR3T" not in message.SerializeToString()
     assert watch.losses == []
+
+
+def test_node_as_the_client(lab: Lab, daemon: Daemon):
+    """Its own implementation (undici), over memory BIOs; the messages are those that the server has seen."""
+    node = lab.folder / "node"
+    shutil.copy("/usr/bin/node", node)
+    idle = lab.start(node, "-e", "setTimeout(() => {}, 60000)")
+    wait_for(lambda: attached(daemon, node), 30, "node probed")
+    server = WebSocketServer(lab)
+    daemon.wait_attached()
+    watch = daemon.watch(bodies=True, messages=True)
+    environment = {"NODE_TLS_REJECT_UNAUTHORIZED": "0", "NODE_NO_WARNINGS": "1"}
+    client = lab.run(node, "--experimental-websocket", "-e", NODE, str(server.port), env=environment)
+    assert client.returncode == 0, client.stderr
+    found = messages(watch, 2 * (13 + 13 + 2))
+    assert {message.process.comm for message in found["client"]} == {"node"}
+    for role, seen in found.items():
+        up = [m for m in seen if (m.direction == "sent") == (role == "client")]
+        assert [m.type for m in up] == ["text"] * 13 + ["close"]
+        assert [json.loads(m.data)["number"] for m in up[:13]] == list(range(13))
+        assert (up[13].close_code, up[13].data[2:]) == (4002, b"enough")
+        assert b"S3CR3T" not in b"".join(m.data for m in seen)  # the program's text is its command line
+        assert {m.completeness.state for m in seen} == {"complete"}
+    stop(idle)
 
 
 def test_a_filter_on_the_exchange_selects_its_messages(lab: Lab, daemon: Daemon):
