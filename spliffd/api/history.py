@@ -43,6 +43,10 @@ class Record(NamedTuple):
     """An encoded ipc.Summary; empty for a loss."""
 
 
+_Row = tuple[int, int, int, int, int, int, bool, bytes, bytes, bytes, bytes]
+"""The fields of a Record, which costs more to make and is wanted for few of them."""
+
+
 class Store(Protocol):
     """A file behind the memory."""
 
@@ -61,7 +65,7 @@ class History:
         self._room = settings.memory_mib << 20
         self._most = settings.exchanges
         self._store = store
-        self._records: dict[int, Record] = {}
+        self._rows: dict[int, _Row] = {}
         self._first = position
         self._held = 0
         self._number = 0
@@ -81,20 +85,22 @@ class History:
         request = frame.request_body[:limit] if limit and not frame.request_offset else b""
         response = frame.response_body[:limit] if limit and not frame.response_offset else b""
         self._number = number
+        public, summary, uid = frame.public, frame.summary, frame.uid
         self._keep(
-            Record(
+            (
                 self.next_position,
                 self.epoch,
                 number,
                 own,
-                frame.uid,
+                uid,
                 now_ns,
                 False,
-                frame.public,
+                public,
                 request,
                 response,
-                frame.summary,
-            )
+                summary,
+            ),
+            len(public) + len(request) + len(response) + len(summary),
         )
 
     def add_loss(self, loss: pb.Loss) -> None:
@@ -102,7 +108,8 @@ class History:
         if not self.enabled:
             return
         position = self.next_position
-        before = self._records.get(position - 1)
+        row = self._rows.get(position - 1)
+        before = None if row is None else Record._make(row)
         if before is not None and before.loss and self._store is None:
             known = pb.Loss.FromString(before.message)
             if (known.stage, known.reason) == (loss.stage, loss.reason):
@@ -112,22 +119,12 @@ class History:
                 known.last_time_ns = max(known.last_time_ns, loss.last_time_ns)
                 message = known.SerializeToString()
                 self._held += len(message) - len(before.message)
-                self._records[position - 1] = before._replace(message=message)
+                self._rows[position - 1] = (*before[:7], message, b"", b"", b"")
                 return
+        message = loss.SerializeToString()
+        time_ns = loss.last_time_ns
         self._keep(
-            Record(
-                position,
-                self.epoch,
-                self._number,
-                0,
-                -1,
-                loss.last_time_ns,
-                True,
-                loss.SerializeToString(),
-                b"",
-                b"",
-                b"",
-            )
+            (position, self.epoch, self._number, 0, -1, time_ns, True, message, b"", b"", b""), len(message)
         )
 
     def flush(self) -> None:
@@ -138,9 +135,9 @@ class History:
 
     def read(self, position: int, most: int) -> list[Record]:
         """Up to ``most`` records from ``position`` on, as far as memory holds them."""
-        records = self._records
+        rows = self._rows
         end = min(position + most, self.next_position)
-        return [records[at] for at in range(max(position, self._first), end)]
+        return [Record._make(rows[at]) for at in range(max(position, self._first), end)]
 
     def at_or_behind(self, number: int) -> int:
         """Position of the first record in memory whose exchange has this number or a higher one."""
@@ -154,20 +151,22 @@ class History:
         low, high = self._first, self.next_position
         while low < high:
             middle = (low + high) // 2
-            if is_before(self._records[middle]):
+            if is_before(Record._make(self._rows[middle])):
                 low = middle + 1
             else:
                 high = middle
         return low
 
-    def _keep(self, record: Record) -> None:
-        self._records[record.position] = record
+    def _keep(self, row: _Row, size: int) -> None:
+        rows = self._rows
+        rows[self.next_position] = row
         self.next_position += 1
-        self._held += size_of(record)
+        self._held += size + RECORD_OVERHEAD
         if self._store is not None:
-            self._waiting.append(record)
-        while self._held > self._room or len(self._records) > self._most:
-            self._held -= size_of(self._records.pop(self._first))
+            self._waiting.append(Record._make(row))
+        while self._held > self._room or len(rows) > self._most:
+            oldest = rows.pop(self._first)
+            self._held -= len(oldest[7]) + len(oldest[8]) + len(oldest[9]) + len(oldest[10]) + RECORD_OVERHEAD
             self._first += 1
 
 

@@ -79,7 +79,9 @@ DATA_TAGS: dict[str, bytes] = {
 
 def entry(kind: str, *pieces: bytes) -> bytes:
     """An entry of ``WatchResponse.items`` whose ``Item.<kind>`` is the join of ``pieces``."""
-    size = sum(map(len, pieces))
+    size = 0
+    for piece in pieces:
+        size += len(piece)
     head = KIND_TAGS[kind] + varint(size)
     return b"".join((ITEMS_TAG, varint(len(head) + size), head, *pieces))
 
