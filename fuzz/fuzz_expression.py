@@ -26,10 +26,10 @@ TEXTS = ("", "a", "abc", "/users/42?x=1", "AbC-1 \n", "é\u2028")
 
 def subject(message: pb.Exchange) -> Delivery:
     summary = ipc.Summary(
-        1, 2, 3, "curl", "/usr/bin/curl", "user", "a.service", "", "openssl", "http1", 5, 443, "192.0.2.1",
-        "example.com", "example.com", "/users", "GET", 200,
+        1, 2, 3, "curl", "/usr/bin/curl", "user", "a.service", "", "openssl", 5, 443, "192.0.2.1",
+        "example.com", [], "http1", "example.com", "/users", "GET", 200,
     )  # fmt: skip
-    return Delivery(ipc.Frame(ipc.EXCHANGE, 0, summary, message.SerializeToString()), 1)
+    return Delivery(ipc.Frame(ipc.EXCHANGE, 0, ipc.encode(summary), message.SerializeToString()), 1)
 
 
 FULL = subject(
