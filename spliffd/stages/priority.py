@@ -33,9 +33,12 @@ def set_priority(pid: int, nice: int) -> None:
     """Sets a process's priority, also against other sessions; best effort.
 
     With autogroup scheduling (sched(7)) nice counts within a session only, and each child is a session of
-    its own: the session's value is set as well. In a cgroup with a CPU weight, that decides instead.
+    its own: the session's value is set as well. Never of a session that others began: a daemon started from
+    a shell would raise the shell, and every program in it. In a cgroup with a CPU weight, that decides instead.
     """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, nice)
+    if os.getsid(pid) != pid:
+        return
     with contextlib.suppress(OSError), open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as file:
         file.write(str(nice))
