@@ -15,13 +15,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
 from google.protobuf.message import Message
 
-from spliffd import ipc
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.pb import spliff_pb2 as pb
-from spliffd.protocols.masking import Masker
 from spliffd.protocols.messages import (
     COMPLETE,
     IN_PROGRESS,
@@ -33,6 +30,7 @@ from spliffd.protocols.messages import (
 )
 from spliffd.protocols.protobuf import SMALL, Field, constants, size_table, to_utf8, varint, varint_field
 from spliffd.worker.heads import Heads, Secrets
+from spliffd.worker.summaries import told
 
 _E, _Q, _R = pb.Exchange, pb.Request, pb.Response
 
@@ -143,8 +141,6 @@ _authority_constants = constants((_AUTHORITY,))
 _usual_constants: dict[tuple[str, str], bytes] = {}
 """Protocol, correlation and completeness of exchanges that are complete and never waited, by (protocol,
 wire), which both come from the engine's own short lists."""
-_pack = msgspec.msgpack.Encoder().encode
-_SUMMARY_HEAD: Final = b"\xdc" + len(ipc.Summary.__struct_fields__).to_bytes(2, "big")
 _LOW_BITS: Final = 28
 """Low bits of a time that are encoded afresh; what is above changes every 0.27 s and is cached."""
 _high = (-1, b"")
@@ -167,34 +163,8 @@ def connection_prefix(facts: ConnectionFacts) -> bytes:
         + _TLS_OF.encode(tls)
         + (_PROVED if facts.from_start else b"")
     )
-    facts.told = _told(facts)
+    facts.told = told(facts)
     return prefix
-
-
-def _told(facts: ConnectionFacts) -> bytes:
-    """The beginning of an encoded Summary: what is the same for all exchanges of a connection."""
-    common = (
-        facts.pid,
-        facts.ppid,
-        facts.uid,
-        facts.comm,
-        facts.exe,
-        facts.user,
-        facts.unit,
-        facts.container_id,
-        facts.library,
-        facts.local_port,
-        facts.remote_port,
-        facts.remote_address,
-        facts.sni,
-        facts.ancestors,
-    )
-    # One array in MessagePack, begun here and ended by ``summary``: its head tells how many elements it has.
-    try:
-        return _SUMMARY_HEAD + _pack(common)[1:]
-    except UnicodeEncodeError:  # a name that is no UTF-8
-        clean = [one.encode(errors="replace").decode() if isinstance(one, str) else one for one in common]
-        return _SUMMARY_HEAD + _pack(clean)[1:]
 
 
 def traffic_piece(facts: ConnectionFacts) -> bytes:
@@ -299,25 +269,6 @@ def _secret_piece(
         if data:
             parts.append(varint_field(_REQUEST[0], len(data)) + data)
     return b"".join(parts)
-
-
-def summary(
-    facts: ConnectionFacts, exchange: HttpExchange, protocol: str, masker: Masker, *, known: bool = True
-) -> bytes:
-    """An encoded ipc.Summary, masked as what it tells of is: a pattern must not tell a secret.
-
-    Without ``known`` the status is left out.
-    """
-    request, response = exchange.request, exchange.response
-    if facts.prefix is None:
-        connection_prefix(facts)
-    if request is not None:
-        authority, path = masker.authority(request.authority), masker.path(request.path)
-        method = request.method
-    else:
-        authority = path = method = ""
-    status = response.status if response is not None and known else 0
-    return facts.told + _pack((protocol, authority, path, method, status))[1:]
 
 
 def body_piece(response: bool, offset: int, data: bytes) -> bytes:

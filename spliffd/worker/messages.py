@@ -15,7 +15,8 @@ from spliffd.protocols.mask_bodies import body_mask
 from spliffd.protocols.masking import Masker
 from spliffd.protocols.messages import HttpExchange, HttpRequest
 from spliffd.protocols.websocket_message import WebSocketMessage
-from spliffd.worker.encode import connection_prefix, summary, traffic_piece
+from spliffd.worker.encode import connection_prefix, traffic_piece
+from spliffd.worker.summaries import summary
 
 
 def common(facts: ConnectionFacts) -> pb.Exchange:

@@ -19,11 +19,12 @@ from spliffd.protocols.masking import Masker
 from spliffd.protocols.messages import COMPLETE, IN_PROGRESS, HttpExchange
 from spliffd.protocols.websocket_message import WebSocketMessage
 from spliffd.worker.bodies import MAX_HELD, PART_BYTES, Bodies, Half
-from spliffd.worker.encode import connection_prefix, exchange_bytes, summary, traffic_piece
+from spliffd.worker.encode import connection_prefix, exchange_bytes, traffic_piece
 from spliffd.worker.heads import Heads
 from spliffd.worker.masked_bodies import Run, masked_body
 from spliffd.worker.messages import message_frame, summary_of
 from spliffd.worker.output import Output
+from spliffd.worker.summaries import summary
 
 AskWho = Callable[[int, int, int, ConnectionFacts], None]
 

@@ -13,8 +13,9 @@ from spliffd.protocols.http1 import REQUEST, RESPONSE, Http1
 from spliffd.protocols.masking import Masker
 from spliffd.protocols.messages import GrpcFacts, HttpExchange, HttpRequest, HttpResponse
 from spliffd.worker import encode
-from spliffd.worker.encode import body_piece, connection_prefix, exchange_bytes, summary
+from spliffd.worker.encode import body_piece, connection_prefix, exchange_bytes
 from spliffd.worker.heads import Heads
+from spliffd.worker.summaries import summary
 
 MASKER = Masker(b"key", Access().mask_headers, Access().mask_fields)
 HEADS = Heads(MASKER)

@@ -12,8 +12,9 @@ from spliffd.pb import spliff_pb2 as pb
 from spliffd.protocols.http1 import REQUEST, RESPONSE, Http1
 from spliffd.protocols.masking import Masker
 from spliffd.protocols.messages import HttpExchange, HttpRequest, HttpResponse
-from spliffd.worker.encode import exchange_bytes, summary
+from spliffd.worker.encode import exchange_bytes
 from spliffd.worker.heads import Heads
+from spliffd.worker.summaries import summary
 
 MASKER = Masker(b"k" * 32, Access().mask_headers, Access().mask_fields)
 
