@@ -129,17 +129,15 @@ class Engine:
         for at in positions:
             kind, direction, flags, captured, end, offset, size, start = _HEAD(ring, at)
             if kind != records.DATA:
-                if pieces:
-                    self._parse(pieces)
-                    pieces = []
+                self._parse(pieces)
+                pieces = []
                 self._control(ring, at, kind, end, start)
                 continue
             key = ring[at + _KEY_AT : at + _KEY_END]
             connection = connections.get(key)
             if connection is None:
-                if pieces:
-                    self._parse(pieces)
-                    pieces = []
+                self._parse(pieces)
+                pieces = []
                 connection = self._open(ring, key, at)
             elif connection.method != ring[at + _METHOD_AT]:
                 self._socket(connection, ring, at)
