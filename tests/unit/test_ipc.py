@@ -57,9 +57,9 @@ def test_demands(bodies, handshakes, messages_, watchers, limit):
 summaries = st.builds(ipc.Summary, *(KINDS[hint] for hint in typing.get_type_hints(ipc.Summary).values()))
 frames = st.builds(
     ipc.Frame,
-    kind=st.integers(1, 6), part_key=number, summary=st.none() | summaries, public=KINDS[bytes],
+    kind=st.integers(1, 6), part_key=number, summary=KINDS[bytes] | summaries.map(ipc.encode), public=KINDS[bytes],
     secret=KINDS[bytes], request_body=KINDS[bytes], request_offset=number, response_body=KINDS[bytes],
-    response_offset=number,
+    response_offset=number, uid=st.integers(-1, (1 << 32) - 1),
 )  # fmt: skip
 
 
@@ -103,3 +103,8 @@ def test_frame_kinds_are_those_of_the_contract():
     assert sorted(kinds, key=lambda kind: numbers[kind]) == list(kinds)
     ours = (ipc.EXCHANGE, ipc.HANDSHAKE, ipc.MESSAGE, ipc.CHUNK, ipc.BODY_PART, ipc.LOSS)
     assert ours == tuple(range(1, 7))
+
+
+@given(summaries)
+def test_summaries(summary):
+    assert ipc.decode_summary(ipc.encode(summary)) == summary
