@@ -12,6 +12,7 @@ from spliffd.pb import spliff_pb2
 from tests.support import golang
 from tests.support.daemon import Daemon, Watch
 from tests.support.lab import Lab, say, wait_for
+from tests.support.servers import Nginx
 from tests.support.shared import lab_of_the_file
 
 REQUESTS = 211
@@ -166,6 +167,26 @@ WAYS = {
     "linked by gcc": ((), True),
     "linked by gcc, position-independent": (("-buildmode=pie",), True),
 }
+
+
+def test_curl_asks_it_over_http2(lab: Lab, daemon: Daemon, program: Program):
+    Nginx(lab)
+    daemon.wait_attached()  # to the library that nginx and curl share
+    watch = daemon.watch()
+    paths = [f"/curl/{n}?size=3" for n in range(101)]
+    done = lab.run("curl", "-sk", "--http2", "--parallel", *(program.url + path for path in paths))
+    assert done.stdout.count(b" sss") == len(paths)
+    watch.wait_for(2 * len(paths))
+    watch.settle()
+
+    assert watch.losses == []
+    for role in ("client", "server"):
+        seen = by_role(watch, role)
+        assert sorted(one.request.path for one in seen) == sorted(paths)
+        assert {(one.protocol, one.response.status, one.completeness.state) for one in seen} == {
+            ("http2", 200, "complete")
+        }
+    watch.stop()
 
 
 @pytest.mark.parametrize("version", sorted(TOOLCHAINS))

@@ -7,9 +7,10 @@ from collections import Counter
 import pytest
 
 from tests.support.daemon import Daemon
-from tests.support.lab import Lab, say
-from tests.support.servers import Nginx
+from tests.support.lab import Lab, say, wait_for
+from tests.support.servers import Nginx, free_port
 from tests.support.shared import daemon_of_the_file, lab_of_the_file
+from tests.support.speakers import listening, private_program
 
 STREAMS = 1009
 CONNECTIONS = 7
@@ -90,4 +91,39 @@ def test_a_thousand_streams_at_once(lab: Lab, daemon: Daemon, server: Nginx):
     ]
     assert ends[0] == ends[1]
     say(f"{STREAMS} streams over {CONNECTIONS} connections: all paired rightly at both ends")
+    watch.stop()
+
+
+NODE = r"""
+const fs = require("fs");
+const [port, cert, key] = process.argv.slice(1);
+require("http2").createSecureServer({ cert: fs.readFileSync(cert), key: fs.readFileSync(key) },
+  (request, answer) => { answer.writeHead(200, { "x-asked": request.url }); answer.end("hello from node\n"); }
+).listen(port, "127.0.0.1");
+"""
+
+
+def test_node_as_the_server(lab: Lab, daemon: Daemon, server: Nginx):
+    port = free_port()
+    node = private_program(lab, daemon, "/usr/bin/node", "-e", "setTimeout(() => {}, 100000)")
+    lab.start(node, "-e", NODE, port, lab.certificate, lab.key)
+    wait_for(lambda: listening(port), 20, "node listens")
+    daemon.wait_attached()  # to the library that nginx and curl share
+    watch = daemon.watch(bodies=True)
+    paths = [f"/n/{n}" for n in range(101)]
+    urls = [f"https://127.0.0.1:{port}{path}" for path in paths]
+    out = lab.run("curl", "-sk", "--http2", "--parallel", *urls)
+    assert out.stdout == b"hello from node\n" * len(paths)
+    watch.wait_for(2 * len(paths))
+    watch.settle()
+
+    assert watch.losses == []
+    for role in ("client", "server"):
+        seen = [one for one in watch.exchanges if one.connection.role == role]
+        assert sorted(one.request.path for one in seen) == sorted(paths)
+        for one in seen:
+            assert (one.protocol, one.response.status, one.completeness.state) == ("http2", 200, "complete")
+            asked = {header.name: header.value for header in one.response.headers}["x-asked"]
+            assert asked == one.request.path
+            assert watch.body(one, response=True) == b"hello from node\n"
     watch.stop()
