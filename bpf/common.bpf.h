@@ -46,6 +46,13 @@ static __always_inline u16 read_u16(u64 base, u32 offset) {
   return value;
 }
 
+static __always_inline bool user_in_scope(struct settings *settings, u32 uid) {
+  if (!(settings->uids | settings->excluded_uids))
+    return true;
+  u8 *listed = bpf_map_lookup_elem(MAP_UIDS, &uid);
+  return listed ? *listed != 2 : !settings->uids;
+}
+
 /* Whether the current process may be looked at; called before anything of it is read. */
 static __always_inline bool in_scope(struct settings *settings) {
   if (settings->cgroups) {
@@ -69,15 +76,7 @@ static __always_inline bool in_scope(struct settings *settings) {
         return false;
     }
   }
-  if (settings->uids | settings->excluded_uids) {
-    u32 uid = bpf_get_current_uid_gid();
-    u8 *listed = bpf_map_lookup_elem(MAP_UIDS, &uid);
-    if (listed && *listed == 2)
-      return false;
-    if (settings->uids && !listed)
-      return false;
-  }
-  return true;
+  return user_in_scope(settings, bpf_get_current_uid_gid());
 }
 
 /* The settings when capture is on and the current process is in scope; NULL otherwise. */

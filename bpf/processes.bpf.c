@@ -8,7 +8,6 @@
  * tracepoints: no tracefs is needed.
  */
 
-
 /* Tells every worker that the connections of a process are over, if it had any. */
 static __always_inline void connections_end(u32 tgid) {
   u64 *start = bpf_map_lookup_elem(MAP_SPEAKERS, &tgid);

@@ -33,14 +33,7 @@ static __always_inline bool owner_in_scope(struct settings *settings, u64 cgroup
     if (lists & CGROUP_EXCLUDED || (settings->cgroups && !(lists & CGROUP_IN_SCOPE)))
       return false;
   }
-  if (settings->uids | settings->excluded_uids) {
-    u8 *listed = bpf_map_lookup_elem(MAP_UIDS, &uid);
-    if (listed && *listed == 2)
-      return false;
-    if (settings->uids && !listed)
-      return false;
-  }
-  return true;
+  return user_in_scope(settings, uid);
 }
 
 /* A socket belongs to the cgroup and the user that made it, or that made the listener it came from. */

@@ -174,8 +174,8 @@ def test_parallel_connections_of_one_thread_are_told_apart(lab: Lab, daemon: Dae
     if client == "node":
         program = str(private_program(lab, daemon, "/usr/bin/node", "-e", "setTimeout(() => {}, 60000)"))
     tally = check(lab, program, CLIENTS[client], daemon)
-    # The thread's very first connection may go unseen until its second request, on a busy host a second one.
-    assert tally["SOCKET_THREAD"] >= CONNECTIONS * REQUESTS - 2
+    # The thread's very first connection may go unseen until its second request.
+    assert tally["SOCKET_THREAD"] >= CONNECTIONS * REQUESTS - 1
 
 
 @pytest.mark.parametrize("order", [ORDERLY, "write all first", "receive all first", "all first", LAG])
