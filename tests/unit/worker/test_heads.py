@@ -29,8 +29,9 @@ def test_the_same_fields_below_another_first_line():
     again = heads.encode(head(b"GET /2 HTTP/1.1", *fields), None)
 
     assert first == again == Heads(MASKER).encode(head(b"GET /2 HTTP/1.1", *fields), None)
-    assert again is first  # remembered
     assert first is not None
+    assert again is not None
+    assert again[0] is first[0]  # remembered; compiled, the pair itself is made anew
     assert first[1] == "a.example"
     assert [one.name for one in shown(heads, head(b"GET /3 HTTP/1.1", *fields)).headers] == [
         "Host",
@@ -58,4 +59,7 @@ def test_heads_that_never_repeat_are_all_right(count: int):
     repeated = head(b"GET / HTTP/1.1", b"X-Id: again")
     for _ in range(PAUSE + 2):  # while none is looked for they are right, too, and then they are again
         assert shown(heads, repeated).headers[0].value == "again"
-    assert heads.encode(repeated, None) is heads.encode(repeated, None)
+    met, again = heads.encode(repeated, None), heads.encode(repeated, None)
+    assert met is not None
+    assert again is not None
+    assert again[0] is met[0]
