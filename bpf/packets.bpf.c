@@ -317,9 +317,13 @@ static __always_inline void see(void *ctx, bool xdp, u32 hook, bool egress, bool
     if (!packet->segments)
       packet->segments = 1;
     u64 netns_cookie = settings->netns_cookie;
-    u32 sender = claim(ctx, xdp, hook, egress, packet, SENT, ifindex, netns_cookie, PACKET_OWN);
+    u32 sender = PACKET_FORWARDED, receiver = PACKET_FORWARDED;
+    bool loopback = ifindex == LOOPBACK_IFINDEX; /* both ends are here: each is counted at its own hook only */
+    if (egress || !loopback)
+      sender = claim(ctx, xdp, hook, egress, packet, SENT, ifindex, netns_cookie, PACKET_OWN);
     swap_ends(&packet->key);
-    u32 receiver = claim(ctx, xdp, hook, egress, packet, RECEIVED, ifindex, netns_cookie, sender);
+    if (!egress || !loopback)
+      receiver = claim(ctx, xdp, hook, egress, packet, RECEIVED, ifindex, netns_cookie, sender);
     outcome = sender == PACKET_OWN || receiver == PACKET_OWN ? PACKET_OWN : egress ? sender : receiver;
     if (outcome == PACKET_FORWARDED && (sender == PACKET_AMBIGUOUS || receiver == PACKET_AMBIGUOUS))
       outcome = PACKET_AMBIGUOUS;

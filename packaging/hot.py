@@ -32,6 +32,7 @@ HOT = (
     "spliffd/worker/masked_bodies.py",
     "spliffd/worker/output.py",
     "spliffd/worker/receiver.py",
+    "spliffd/worker/rests.py",
     "spliffd/worker/summaries.py",
     "spliffd/worker/tables.py",
     "spliffd/worker/who.py",

@@ -50,6 +50,19 @@ class Variant(NamedTuple):
     body_bytes: int
 
 
+def is_alike(frame: ipc.Frame) -> bool:
+    """Whether every watcher who wants this exchange gets the same of it: no body, no parts, no secrets."""
+    return not (
+        frame.part_key
+        or frame.secret
+        or frame.request_body
+        or frame.response_body
+        or frame.withheld
+        or frame.secret_request_body
+        or frame.secret_response_body
+    )
+
+
 class Delivery:
     """A frame together with the entries made of it so far. Raises ValueError for a broken frame."""
 
@@ -67,14 +80,16 @@ class Delivery:
         "kind",
     )
 
-    def __init__(self, frame: ipc.Frame, number: int = 0, own_number: int = 0) -> None:
+    def __init__(
+        self, frame: ipc.Frame, number: int = 0, own_number: int = 0, plain: bytes | None = None
+    ) -> None:
         if not frame.summary or frame.kind not in KINDS:
             raise ValueError(f"a frame of kind {frame.kind} without a summary")
         self.frame = frame
         self.kind = frame.kind
         self._summary: ipc.Summary | None = None
         self._variants: dict[tuple[int, int, bool], Variant] | None = None
-        self._plain: bytes | None = None
+        self._plain = plain
         self._message: Message | None = None
         self._masked: dict[tuple[bytes, tuple[str, ...]], bytes] | None = None
         self._own: Delivery | None = None

@@ -1,26 +1,34 @@
 """What was seen lately, for watchers that come later: exchanges and losses, in the order of delivery.
 
-Takes deliveries as they are numbered; gives records by position. Bounded in bytes and number: the oldest
-give way. Keeps the public piece of a frame only, so that what is revealed to one watcher is never kept, and
-bodies (masked) up to a limit. A position counts exchanges and losses alike and, with a file behind it
-(``store``), goes on across restarts; ids start anew with each epoch. Reading costs nobody anything but the
-reader, who asks for a few records at a time. Reads no clock; does no I/O but through the store, which never
-makes it wait.
+Takes exchanges as they are numbered; gives records by position. What came together is kept together, as it
+came: to put one away costs next to nothing, and the few that are asked for are made records then. Bounded in
+bytes and number: the oldest give way. Keeps the public piece of a frame only, so that what is revealed to one
+watcher is never kept, and bodies (masked) up to a limit. A position counts exchanges and losses alike and,
+with a file behind it (``store``), goes on across restarts; ids start anew with each epoch. Reading costs
+nobody anything but the reader, who asks for a few records at a time. Reads no clock; does no I/O but through
+the store, which never makes it wait.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from spliffd import ipc
-from spliffd.api.delivery import Delivery
+from spliffd.api.delivery import Delivery, is_alike
 from spliffd.config import History as Settings
 from spliffd.pb import spliff_pb2 as pb
 
 RECORD_OVERHEAD = 500
-"""Memory of a record beyond its bytes: a tuple, its numbers, three bytes objects, its place in the
-dictionary."""
+"""Memory of a record beyond its bytes: a frame, its numbers, two bytes objects and what the allocator wastes
+between them."""
+
+MAX_BLOCK = 64
+"""Exchanges that are kept, and give way, together: few enough that a bound is kept nearly to the byte."""
+
+GONE = 1024
+"""Places of blocks that gave way before their list is cut: seldom, for it costs a copy of the rest."""
 
 
 class Record(NamedTuple):
@@ -43,8 +51,26 @@ class Record(NamedTuple):
     """An encoded ipc.Summary; empty for a loss."""
 
 
-_Row = tuple[int, int, int, int, int, int, bool, bytes, bytes, bytes, bytes]
-"""The fields of a Record, which costs more to make and is wanted for few of them."""
+class _Block:
+    """Exchanges delivered at once, or one loss; ``position`` and ``number`` are those of the first."""
+
+    __slots__ = ("frames", "number", "owns", "position", "size", "time_ns")
+
+    def __init__(
+        self,
+        position: int,
+        number: int,
+        time_ns: int,
+        frames: list[ipc.Frame],
+        owns: list[int] | None,
+        size: int,
+    ) -> None:
+        self.position = position
+        self.number = number
+        self.time_ns = time_ns
+        self.frames = frames
+        self.owns = owns
+        self.size = size
 
 
 class Store(Protocol):
@@ -65,7 +91,8 @@ class History:
         self._room = settings.memory_mib << 20
         self._most = settings.exchanges
         self._store = store
-        self._rows: dict[int, _Row] = {}
+        self._blocks: list[_Block] = []
+        self._gone = 0
         self._first = position
         self._held = 0
         self._number = 0
@@ -76,56 +103,67 @@ class History:
         """The oldest one in memory; ``next_position`` when there is none."""
         return self._first
 
-    def add(self, delivery: Delivery, number: int, own: int, now_ns: int) -> None:
-        """Keeps a delivered exchange."""
+    def add(self, frames: list[ipc.Frame], number: int, owns: list[int] | None, now_ns: int) -> None:
+        """Keeps delivered exchanges, the first of which has this ``number``.
+
+        ``owns`` are theirs among their users' exchanges. Nobody may change the list afterwards.
+        """
         if not self.enabled:
             return
-        frame, limit = delivery.frame, self.body_limit
-        # What came ahead in parts is not here: then the rest of the body is no beginning of it.
-        request = frame.request_body[:limit] if limit and not frame.request_offset else b""
-        response = frame.response_body[:limit] if limit and not frame.response_offset else b""
-        self._number = number
-        public, summary, uid = frame.public, frame.summary, frame.uid
-        self._keep(
-            (
-                self.next_position,
-                self.epoch,
-                number,
-                own,
-                uid,
-                now_ns,
-                False,
-                public,
-                request,
-                response,
-                summary,
-            ),
-            len(public) + len(request) + len(response) + len(summary),
+        if len(frames) <= MAX_BLOCK:
+            self._keep(frames, number, owns, now_ns)
+            return
+        for at in range(0, len(frames), MAX_BLOCK):
+            end = at + MAX_BLOCK
+            self._keep(frames[at:end], number + at, None if owns is None else owns[at:end], now_ns)
+
+    def _keep(self, frames: list[ipc.Frame], number: int, owns: list[int] | None, now_ns: int) -> None:
+        kept = frames
+        size = len(frames) * RECORD_OVERHEAD
+        for index, frame in enumerate(frames):
+            size += len(frame.public) + len(frame.summary)
+            if not is_alike(frame):
+                if kept is frames:
+                    kept = frames.copy()  # others are given them as they are
+                trimmed = kept[index] = self._trimmed(frame)
+                size += len(trimmed.request_body) + len(trimmed.response_body)
+        self._number = number + len(frames) - 1
+        self._append(_Block(self.next_position, number, now_ns, kept, owns, size))
+
+    def _trimmed(self, frame: ipc.Frame) -> ipc.Frame:
+        """Of the frame what may be kept."""
+        limit = self.body_limit  # what came ahead in parts is not here: then the rest is no body's beginning
+        return ipc.Frame(
+            frame.kind,
+            frame.part_key,
+            frame.summary,
+            frame.public,
+            request_body=frame.request_body[:limit] if limit and not frame.request_offset else b"",
+            response_body=frame.response_body[:limit] if limit and not frame.response_offset else b"",
+            uid=frame.uid,
         )
 
     def add_loss(self, loss: pb.Loss) -> None:
         """Keeps a loss that concerns every watcher; joins it with the one before it, if that is alike."""
         if not self.enabled:
             return
-        position = self.next_position
-        row = self._rows.get(position - 1)
-        before = None if row is None else Record._make(row)
-        if before is not None and before.loss and self._store is None:
-            known = pb.Loss.FromString(before.message)
+        last = self._blocks[-1] if self._gone < len(self._blocks) else None
+        if last is not None and last.frames[0].kind == ipc.LOSS and self._store is None:
+            known = pb.Loss.FromString(last.frames[0].public)
             if (known.stage, known.reason) == (loss.stage, loss.reason):
                 known.count += loss.count
                 known.bytes += loss.bytes
                 known.first_time_ns = min(known.first_time_ns, loss.first_time_ns)
                 known.last_time_ns = max(known.last_time_ns, loss.last_time_ns)
-                message = known.SerializeToString()
-                self._held += len(message) - len(before.message)
-                self._rows[position - 1] = (*before[:7], message, b"", b"", b"")
+                frame = _loss_frame(known)
+                grown = len(frame.public) - len(last.frames[0].public)
+                last.frames = [frame]
+                last.size += grown
+                self._held += grown
                 return
-        message = loss.SerializeToString()
-        time_ns = loss.last_time_ns
-        self._keep(
-            (position, self.epoch, self._number, 0, -1, time_ns, True, message, b"", b"", b""), len(message)
-        )
+        frame = _loss_frame(loss)
+        size = len(frame.public) + RECORD_OVERHEAD
+        self._append(_Block(self.next_position, self._number, loss.last_time_ns, [frame], None, size))
 
     def flush(self) -> None:
         """Hands what came since to the store."""
@@ -135,9 +173,15 @@ class History:
 
     def read(self, position: int, most: int) -> list[Record]:
         """Up to ``most`` records from ``position`` on, as far as memory holds them."""
-        rows = self._rows
         end = min(position + most, self.next_position)
-        return [Record._make(rows[at]) for at in range(max(position, self._first), end)]
+        at = max(position, self._first)
+        found: list[Record] = []
+        while at < end:
+            block = self._block(at)
+            here = min(end, block.position + len(block.frames))
+            found += [self._record(block, one) for one in range(at - block.position, here - block.position)]
+            at = here
+        return found
 
     def at_or_behind(self, number: int) -> int:
         """Position of the first record in memory whose exchange has this number or a higher one."""
@@ -151,23 +195,55 @@ class History:
         low, high = self._first, self.next_position
         while low < high:
             middle = (low + high) // 2
-            if is_before(Record._make(self._rows[middle])):
+            block = self._block(middle)
+            if is_before(self._record(block, middle - block.position)):
                 low = middle + 1
             else:
                 high = middle
         return low
 
-    def _keep(self, row: _Row, size: int) -> None:
-        rows = self._rows
-        rows[self.next_position] = row
-        self.next_position += 1
-        self._held += size + RECORD_OVERHEAD
+    def _block(self, position: int) -> _Block:
+        """The one that holds a position in memory."""
+        at = bisect_right(self._blocks, position, lo=self._gone, key=lambda block: block.position)
+        return self._blocks[at - 1]
+
+    def _record(self, block: _Block, index: int) -> Record:
+        frame = block.frames[index]
+        loss = frame.kind == ipc.LOSS
+        return Record(
+            block.position + index,
+            self.epoch,
+            block.number + index,
+            0 if block.owns is None else block.owns[index],
+            frame.uid,
+            block.time_ns,
+            loss,
+            frame.public,
+            frame.request_body,
+            frame.response_body,
+            frame.summary,
+        )
+
+    def _append(self, block: _Block) -> None:
+        blocks = self._blocks
+        blocks.append(block)
+        self.next_position += len(block.frames)
+        self._held += block.size
         if self._store is not None:
-            self._waiting.append(Record._make(row))
-        while self._held > self._room or len(rows) > self._most:
-            oldest = rows.pop(self._first)
-            self._held -= len(oldest[7]) + len(oldest[8]) + len(oldest[9]) + len(oldest[10]) + RECORD_OVERHEAD
-            self._first += 1
+            self._waiting += [self._record(block, index) for index in range(len(block.frames))]
+        while self._held > self._room or self.next_position - self._first > self._most:
+            oldest = blocks[self._gone]
+            self._held -= oldest.size
+            self._first += len(oldest.frames)
+            oldest.frames = []
+            self._gone += 1
+            if self._gone >= GONE:
+                del blocks[: self._gone]
+                self._gone = 0
+
+
+def _loss_frame(loss: pb.Loss) -> ipc.Frame:
+    return ipc.Frame(ipc.LOSS, 0, b"", loss.SerializeToString())
 
 
 def size_of(record: Record) -> int:

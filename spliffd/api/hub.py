@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from google.protobuf.message import DecodeError
 
 from spliffd import ipc
-from spliffd.api import whom
-from spliffd.api.delivery import Delivery
+from spliffd.api import whom, wire
+from spliffd.api.delivery import Delivery, is_alike
 from spliffd.api.history import History
 from spliffd.api.links import DataLink
 from spliffd.api.subscribers import Subscriber
@@ -221,30 +221,66 @@ class Hub:
     def deliver(self, frames: ipc.Batch) -> None:
         """Gives every frame to every watcher."""
         self._region.add("frames_received", len(frames))
-        subscribers = self.subscribers
-        history = self.history
         now = time.time_ns()
-        number = self.next_id
+        run: list[ipc.Frame] = []
         for frame in frames:
+            if frame.kind == ipc.EXCHANGE and frame.summary:
+                run.append(frame)
+                continue
+            if run:
+                self._exchanges(run, now)
+                run = []
             if frame.kind == ipc.LOSS:
                 self._deliver_loss(frame)
                 continue
             try:
-                if frame.kind == ipc.EXCHANGE:
-                    own = self._own_number(frame.uid) if self._numbers_owners else 0
-                    delivery = Delivery(frame, number, own)
-                    history.add(delivery, number, own, now)
-                    number += 1
-                else:
-                    delivery = Delivery(frame)
+                delivery = Delivery(frame)
             except ValueError as error:
                 log.warning("a worker sent a broken frame: %s", error)
                 self._lose_bad(len(frame.public))
                 continue
+            for subscriber in self.subscribers:
+                subscriber.offer(delivery)
+        if run:
+            self._exchanges(run, now)
+        self.history.flush()
+
+    def _exchanges(self, run: list[ipc.Frame], now: int) -> None:
+        """Numbers, keeps and hands out exchanges that follow one another.
+
+        Most have nothing in them that one watcher may get and another not; whoever wants everything is
+        given those together.
+        """
+        number = self.next_id
+        self.next_id += len(run)
+        owns = [self._own_number(frame.uid) for frame in run] if self._numbers_owners else None
+        self.history.add(run, number, owns, now)
+        subscribers = self.subscribers
+        if not subscribers:
+            return
+        unfiltered = [one for one in subscribers if one.takes_all]
+        choosing = (
+            [one for one in subscribers if not one.takes_all] if len(unfiltered) < len(subscribers) else []
+        )
+        entries: list[bytes] = []
+        for index, frame in enumerate(run):
+            own = owns[index] if owns is not None else 0
+            if is_alike(frame):
+                entry = wire.exchange(frame.public, number + index)
+                if choosing:
+                    delivery = Delivery(frame, number + index, own, entry)
+                    for subscriber in choosing:
+                        subscriber.offer(delivery)
+                entries.append(entry)
+                continue
+            for subscriber in unfiltered:
+                subscriber.take(entries)
+            entries = []
+            delivery = Delivery(frame, number + index, own)
             for subscriber in subscribers:
                 subscriber.offer(delivery)
-        self.next_id = number
-        history.flush()
+        for subscriber in unfiltered:
+            subscriber.take(entries)
 
     def own_next(self, uid: int) -> int:
         """The number that the next exchange of this user will have among them."""

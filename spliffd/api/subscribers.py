@@ -91,6 +91,7 @@ class Subscriber:
         self._last_write = float("-inf")
         self._closing = False
         self._owner = -1 if wishes.owner is None else wishes.owner
+        self._unfiltered = wishes.filter is None and wishes.mask is None and wishes.owner is None
         self.replaying = wishes.past is not None
 
     @property
@@ -138,6 +139,26 @@ class Subscriber:
             self._words[self._filtered_slot] += 1
         if chosen is not None and chosen.descendants is not None:
             self._tell_refused(chosen.descendants.refused)
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether this watcher wants every exchange as it is, now."""
+        return self._unfiltered and not self.replaying
+
+    def take(self, entries: list[bytes]) -> None:
+        """Queues exchanges for whoever ``takes_all``; tells what it loses."""
+        held = self._held + len(entries) * ITEM_OVERHEAD
+        for entry in entries:
+            held += len(entry)
+        if held > self._room:
+            for entry in entries:
+                if not self._push(entry, self._room):
+                    self._drop("queue_full", "subscriber_lost_items", len(entry))
+            return
+        self._held = held
+        self._queue.extend(entries)
+        if self._waiter is not None and self._is_worth_waking():
+            self._wake()
 
     def lose(self, loss: pb.Loss) -> None:
         """Notes a loss of another stage, to be told with the next message."""

@@ -1,9 +1,9 @@
 """The adaptive polling loop: ring -> engine -> output, busy under load, asleep when idle.
 
 Budget 64 records an iteration. A full iteration is followed by the next without a system call (a *busy
-poll*); else the output goes out and the worker rests ``REST_SECONDS``, and after three empty passes it
-arms the wake-up flag and blocks until a record, a message, or nothing comes (a *sleep cycle*). Between
-those the eBPF programs ask for no wake-ups at all, which is what a traced program pays most for.
+poll*); else the output goes out and the worker rests (``rests``), and after three empty passes it arms the
+wake-up flag and blocks until a record, a message, or nothing comes (a *sleep cycle*). Between those the eBPF
+programs ask for no wake-ups at all, which is what a traced program pays most for.
 Exchanges that wait for their flow, and handshakes for their facts, are looked after every ``RETRY_EVERY``
 busy polls, and as soon as they are due when there is less to do: rests and sleeps are cut short for them, and
 for exchanges that go on for long.
@@ -32,14 +32,12 @@ from spliffd.protocols.masking import Masker
 from spliffd.worker.flushes import Flushes
 from spliffd.worker.output import Output
 from spliffd.worker.receiver import FrameMaker
+from spliffd.worker.rests import Rests
 from spliffd.worker.tables import Tables
 from spliffd.worker.who import Who
 
 BUDGET = 64
 """Records an iteration, as in the kernel's NAPI: messages and timers wait for one batch at most."""
-
-REST_SECONDS = 0.002
-"""Pause between passes while traffic is light: a quarter of the latency target, 500 passes a second."""
 
 EMPTY_PASSES = 3
 """Rests without a record before the worker sleeps; a keep-alive client answers within one."""
@@ -101,6 +99,7 @@ class Loop:
         self._new_rings: list[Ring] = []
         """Rings that take the place of the present one, one after the other, when it is empty."""
         self._rings_read = 0
+        self._rests = Rests()
         self._flushes = Flushes()
         self._output = Output(counters)
         # Until the supervisor says how: its list and a key that nobody knows, so that nothing goes out bare.
@@ -174,7 +173,10 @@ class Loop:
                 output.flush()
             self._flushed()
             if empty < EMPTY_PASSES:
-                self._links(self._rest_poll.poll(self._until_due(REST_SECONDS * 1000)))
+                seconds = self._rests.seconds(
+                    ring.drained(), ring.size, watched=self._maker.demand.watchers > 0
+                )
+                self._links(self._rest_poll.poll(self._until_due(seconds * 1000)))
             else:
                 words[n_sleep] += 1
                 self._armed[self._number] = 1

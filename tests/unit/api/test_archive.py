@@ -13,7 +13,6 @@ from api_harness import Api, Worker, exchange, summary
 from spliffd import counters, ipc
 from spliffd.api import archive
 from spliffd.api.archive import DiskArchive
-from spliffd.api.delivery import Delivery
 from spliffd.api.history import History, Record
 from spliffd.config import History as Settings
 from spliffd.pb import spliff_pb2 as pb
@@ -237,7 +236,7 @@ async def test_without_a_disk_memory_goes_on(folder):
     history = History(Settings(memory_mib=1), 1, gone.open(), gone)
     frame = ipc.Frame(ipc.EXCHANGE, 0, ipc.encode(summary(pid=1)), b"")
     for number in range(1, 102):
-        history.add(Delivery(frame, number), number, 0, number)
+        history.add([frame], number, None, number)
         history.flush()
     gone.close()
 

@@ -11,6 +11,8 @@ import pytest
 from api_harness import Stream, exchange
 
 from spliffd import ipc
+from spliffd.api.history import GONE, MAX_BLOCK
+from spliffd.api.history import History as Kept
 from spliffd.config import History
 from spliffd.pb import spliff_pb2 as pb
 from spliffd.pb import spliff_pb2_grpc
@@ -189,6 +191,40 @@ async def test_bodies_are_kept_up_to_the_limit_and_never_unmasked(api, stub):
     found = await stub.GetExchange(pb.GetExchangeRequest(id=1))
     assert (found.exchange.request.body, found.exchange.id) == (b"*" * 10, 1)
     assert b"hunter2" not in found.SerializeToString()
+
+
+async def test_what_history_keeps_less_of_is_delivered_whole(api, stub):
+    worker = api.link()
+    stream = Stream(stub.Watch(pb.WatchRequest(bodies=True)))
+    await asyncio.to_thread(worker.demand)
+    await stream.kind("started")
+    worker.send([exchange("/1"), exchange("/2", response_body=b"b" * 99), exchange("/3")])
+    live = [await stream.kind("exchange") for _ in range(3)]
+    kept = [item.exchange async for item in _exchanges(stub, {"last": 3, "bodies": True})]
+
+    assert [one.id for one in live] == [one.id for one in kept] == [1, 2, 3]
+    assert [len(one.response.body) for one in live] == [0, 99, 0]
+    assert [len(one.response.body) for one in kept] == [0, 10, 0]
+
+
+@pytest.mark.parametrize("batch", [1, MAX_BLOCK + 3])
+def test_of_many_batches_the_last_ones_are_kept(batch: int):
+    kept = Kept(History(memory_mib=8, exchanges=101), 5)
+    frame = ipc.Frame(ipc.EXCHANGE, 0, b"summary", b"public", uid=7)
+    for number in range(1, batch * (GONE + 1009), batch):
+        kept.add([frame] * batch, number, list(range(number + 1000, number + 1000 + batch)), number)
+        kept.add_loss(pb.Loss(stage="kernel", reason=f"{number}", last_time_ns=number))
+    records = kept.read(kept.first_position, 10_000)
+
+    assert [record.position for record in records] == list(range(kept.first_position, kept.next_position))
+    assert 101 - MAX_BLOCK <= len(records) <= 101
+    exchanges = [record for record in records if not record.loss]
+    last = number + batch - 1
+    assert [one.number for one in exchanges] == list(range(last - len(exchanges) + 1, last + 1))
+    assert {one.own - one.number for one in exchanges} == {1000}
+    assert records[-1].loss
+    assert kept.at_or_behind(last) == exchanges[-1].position
+    assert kept.since(exchanges[-1].time_ns) <= exchanges[-1].position
 
 
 async def test_an_exchange_by_its_id(api, stub):
