@@ -3,9 +3,8 @@
 Without watchers, and with 1, 4 and 16 of them. First, the api is the real process; this one stands for
 supervisor and worker, a process of its own for the watchers. Exchanges are some 1.3 KiB with twenty headers,
 as a worker serialises them. Each watcher has another filter: a third by pid, a third by status and path, a
-third an expression that needs the message. Memory history is on, as by default. Then everything is real:
-supervisor, worker and api, with keep-alive clients of nginx at a steady rate that leaves room for watchers
-on a small machine. The watchers' own CPU is not the daemon's and is not counted.
+third an expression that needs the message. Memory history is on, as by default. The watchers' own CPU is not
+the daemon's and is not counted. The whole daemon under a real load of the same rate is ``bench.steady``.
 """
 
 from __future__ import annotations
@@ -13,26 +12,23 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.synchronize
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bench.latency import CLIENT
+from bench import steady
 from bench.processes import cpu_ns
 from bench.report import Figure
-from bench.watched import Watched
-from bench.web import Web
 from spliffd import ipc
 from spliffd.config import History
 from spliffd.pb import spliff_pb2 as pb
-from tests.support.lab import PYTHON, REPOSITORY, Lab, say
+from tests.support.lab import REPOSITORY, say
 
 RATE = 5_000
 SECONDS = 3.0
-CLIENTS, CLIENT_RATE = 2, 700
-"""Of the real load: two processors are shared by nginx, its clients, the daemon and the watchers."""
 BATCH = 64
 WATCHERS = (0, 1, 4, 16)
 EXPRESSIONS = (
@@ -82,24 +78,59 @@ def frames() -> list[ipc.Frame]:
     return made
 
 
-def read(path: str, wanted: list[bytes], ready: multiprocessing.synchronize.Barrier, seen: object) -> None:
-    """All watchers, in a process of their own."""
+@dataclass
+class Watchers:
+    """Watchers in a process of their own, which keeps what it reads as bytes until it is told to count."""
+
+    process: multiprocessing.process.BaseProcess
+    ready: multiprocessing.synchronize.Barrier
+    done: multiprocessing.synchronize.Event
+    seen: Any
+    """Exchanges of each watcher, and at the end the losses that all were told of."""
+
+    @classmethod
+    def start(cls, path: Path, wanted: list[pb.Filter]) -> Watchers:
+        """One watcher for each filter; ``ready`` is passed once all of them have started."""
+        context = multiprocessing.get_context("spawn")
+        ready, done, seen = context.Barrier(2), context.Event(), context.Array("Q", len(wanted) + 1)
+        texts = [one.SerializeToString() for one in wanted]
+        process = context.Process(target=read, args=(str(path), texts, ready, done, seen), daemon=True)
+        process.start()
+        return cls(process, ready, done, seen)
+
+    def stop(self) -> tuple[int, int]:
+        """Ends them; (exchanges delivered, losses told)."""
+        self.done.set()
+        self.process.join()
+        if self.process.exitcode:
+            raise RuntimeError(f"the watchers ended with {self.process.exitcode}")
+        *exchanges, losses = self.seen
+        return sum(exchanges), losses
+
+
+def read(
+    path: str,
+    wanted: list[bytes],
+    ready: multiprocessing.synchronize.Barrier,
+    done: multiprocessing.synchronize.Event,
+    seen: Any,
+) -> None:
+    """All watchers. Messages are taken apart after the measurement: they share the daemon's processors."""
     import asyncio
 
     import grpc.aio
 
-    from spliffd.pb import spliff_pb2_grpc
-
-    counts = seen
+    kept: list[list[bytes]] = [[] for _ in wanted]
 
     async def one(n: int, text: bytes, started: asyncio.Event) -> None:
-        async with grpc.aio.insecure_channel(
-            f"unix:{path}", [("grpc.use_local_subchannel_pool", 1)]
-        ) as channel:
-            request = pb.WatchRequest(filter=pb.Filter.FromString(text))
-            async for response in spliff_pb2_grpc.SpliffStub(channel).Watch(request):
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(f"unix:{path}", options) as channel:
+            watch = channel.unary_stream(
+                "/spliff.v1.Spliff/Watch", request_serializer=pb.WatchRequest.SerializeToString
+            )
+            async for message in watch(pb.WatchRequest(filter=pb.Filter.FromString(text))):
                 started.set()
-                counts[n] += sum(item.HasField("exchange") for item in response.items)
+                kept[n].append(message)
 
     async def everybody() -> None:
         events = [asyncio.Event() for _ in wanted]
@@ -107,9 +138,17 @@ def read(path: str, wanted: list[bytes], ready: multiprocessing.synchronize.Barr
         for event in events:
             await event.wait()
         await asyncio.to_thread(ready.wait)
+        await asyncio.to_thread(done.wait)
+        for task in tasks:
+            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(everybody())
+    for n, messages in enumerate(kept):
+        for message in messages:
+            for item in pb.WatchResponse.FromString(message).items:
+                seen[n] += item.HasField("exchange")
+                seen[len(wanted)] += item.loss.count
 
 
 def run(count: int, batches: list[bytes]) -> tuple[float, int]:
@@ -123,19 +162,15 @@ def run(count: int, batches: list[bytes]) -> tuple[float, int]:
     try:
         assert api.hear() == ipc.Ready()
         worker = api.link()
-        context = multiprocessing.get_context("spawn")
-        ready, seen = context.Barrier(2), context.Array("Q", max(1, count))
-        texts = [wanted.SerializeToString() for wanted in filters(count)]
-        watchers = context.Process(target=read, args=(str(api.path), texts, ready, seen), daemon=True)
-        if count:
-            watchers.start()
+        watchers = Watchers.start(api.path, filters(count)) if count else None
+        if watchers:
             worker.sock.settimeout(1.0)
-            while ready.n_waiting == 0:
+            while watchers.ready.n_waiting == 0:
                 try:
                     worker.demand()
                 except TimeoutError:
                     continue
-            ready.wait()
+            watchers.ready.wait()
         began, cpu, sent = time.monotonic(), cpu_ns([api.process.pid]), 0
         while (elapsed := time.monotonic() - began) < SECONDS:
             while sent < elapsed * RATE:
@@ -144,79 +179,13 @@ def run(count: int, batches: list[bytes]) -> tuple[float, int]:
             time.sleep(0.002)
         time.sleep(0.3)
         spent = cpu_ns([api.process.pid]) - cpu
-        if count:
-            watchers.kill()
-        return spent / sent / 1000, sum(seen)
+        delivered = watchers.stop()[0] if watchers else 0
+        return spent / sent / 1000, delivered
     finally:
         api.process.kill()
         api.finish()
         api.close()
         shutil.rmtree(folder)
-
-
-def run_whole(daemon: Watched, web: Web, count: int) -> tuple[float, int]:
-    """(us of the daemon's CPU for each exchange, exchanges delivered) with so many watchers."""
-    context = multiprocessing.get_context("spawn")
-    ready, seen = context.Barrier(2), context.Array("Q", max(1, count))
-    texts = [wanted.SerializeToString() for wanted in real_filters(count, web)]
-    watchers = context.Process(target=read, args=(str(daemon.socket), texts, ready, seen), daemon=True)
-    if count:
-        watchers.start()
-        ready.wait()
-    daemon.settle()
-    before = daemon.reading()
-    command = [PYTHON, "-c", CLIENT, str(web.server.port), str(CLIENT_RATE), str(SECONDS)]
-    loads = [
-        daemon.lab.start(*command, env={"LD_LIBRARY_PATH": ""}, stdout=subprocess.DEVNULL)
-        for _ in range(CLIENTS)
-    ]
-    for load in loads:
-        load.wait(60)
-    daemon.settle()
-    spent = daemon.reading().since(before)
-    if count:
-        watchers.kill()
-        watchers.join()
-    return spent.cpu_ns / 1000 / max(1, spent.exchanges), sum(seen)
-
-
-def real_filters(count: int, web: Web) -> list[pb.Filter]:
-    """Another filter for each watcher; every other one lets all of it through."""
-    expressions = (
-        "duration_ns >= 0ms && response.status < {n}",
-        "request.path.matches('^/re[a-p]ly[.]txt$') || process.pid == {n}",
-        "size(request.headers) < {n}",
-        "completeness.state == 'complete' && response.body_size < {n}K",
-    )
-    made = []
-    for n in range(count):
-        if n % 2:
-            made.append(pb.Filter(pids=[*web.pids, n], statuses=[pb.StatusRange(first=200, last=300 + n)]))
-        else:
-            made.append(pb.Filter(expression=expressions[n // 2 % 4].format(n=1000 + n)))
-    return made
-
-
-def whole() -> list[Figure]:
-    """The same for the whole daemon."""
-    part = f"watchers: the whole daemon's CPU at {CLIENT_RATE * CLIENTS:,} exchanges/s that nginx answers"
-    figures, cost = [], {}
-    with Lab("bench-watchers") as lab:
-        daemon = Watched(lab, config="[capture]\nunwatched_rate = 0\n")
-        web = Web(lab)
-        daemon.wait_attached()
-        for count in WATCHERS:
-            cost[count], delivered = run_whole(daemon, web, count)
-            say(f"   {count} watchers: {cost[count]:.1f} us for each exchange, {delivered:,} delivered")
-            figures.append(
-                Figure(part, f"{count} watchers", cost[count], "us/exchange", note=f"{delivered:,} delivered")
-            )
-        daemon.stop()
-    added = (cost[16] - cost[1]) / 15
-    note = f"{added:.2f} us/exchange"
-    share = 100 * added / cost[1]
-    figures.append(Figure(part, "one more watcher, of what one costs", share, "%", target="< 10", note=note))
-    return figures
 
 
 def measure() -> list[Figure]:
@@ -233,4 +202,4 @@ def measure() -> list[Figure]:
     added = (cost[16] - cost[1]) / 15
     note = f"{added * RATE / 10_000:.2f} % of a core"
     figures.append(Figure(part, "one more watcher", added, "us/exchange", note=note))
-    return figures + whole()
+    return figures + steady.measure()
