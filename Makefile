@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.ready
 
-.PHONY: compiled plain setup demo run test test-vm check bench fuzz proto docs picture deb clean
+.PHONY: installed compiled plain setup demo run test test-unit test-plain test-system test-vm prepare-vm check bench fuzz proto docs picture deb clean
 
 setup: compiled
+
+installed: $(STAMP)
 
 $(STAMP): pyproject.toml packaging/setup.sh
 	packaging/setup.sh $(VENV)
@@ -26,14 +28,25 @@ demo: compiled
 run: compiled
 	$(BIN)/spliffd
 
-test: compiled
+test: test-unit test-plain test-system
+
+test-unit: compiled
 	$(BIN)/pytest -q tests/unit
+
+# The sources of what is compiled.
+test-plain: compiled
 	SPLIFF_PURE=1 $(BIN)/pytest -q tests/unit/protocols tests/unit/correlation tests/unit/worker tests/unit/api
+
+test-system: compiled
 	$(BIN)/pytest --durations=40 tests/kernel tests/system
 
 # The package under a real systemd, on older kernels, in virtual machines: see tests/vm.
 test-vm: compiled
 	$(PY) -m tests.vm $(KERNELS)
+
+# The images, which test-vm would make first, and keeps.
+prepare-vm: $(STAMP)
+	$(PY) -m tests.vm --prepare $(KERNELS)
 
 check: $(STAMP)
 	packaging/check.sh $(BIN)

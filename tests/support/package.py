@@ -1,4 +1,7 @@
-"""The .deb of this checkout, built only when something in it has changed, by one at a time."""
+"""The .deb of this checkout, built only when something in it has changed, by one at a time.
+
+``python -m tests.support.package`` builds it before anybody needs it.
+"""
 
 from __future__ import annotations
 
@@ -56,3 +59,7 @@ def _build(target: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         stamp.write_text(inputs_digest())  # building compiles modules, which are inputs
+
+
+if __name__ == "__main__":
+    print(build())

@@ -43,25 +43,40 @@ def main() -> int:
     """Runs everything."""
     options = _options()
     try:
-        subprocess.run([REPOSITORY / "packaging/setup-vm.sh"], check=True)
+        if subprocess.run([REPOSITORY / "packaging/setup-vm.sh"], check=False).returncode:
+            raise packages.CannotBuildError("what builds and runs it cannot be installed, see above")
         packages.check_host()
-        found = image.images(options.kernels)
-    except (packages.CannotBuildError, subprocess.CalledProcessError) as error:
+        return _tests(options, image.images(options.kernels))
+    except packages.CannotBuildError as error:
         print(f"vm: NOT TESTED, no virtual machine can be made here: {error}", flush=True)
         return 0
-    shutil.rmtree(RESULTS, ignore_errors=True)
-    # First, before anything else that looks at this machine's own eBPF can have begun beside us.
-    status, here = (0, []) if options.files or options.command else host.ways(RESULTS / "host", say)
-    with turns.noisy(), ThreadPoolExecutor(1) as packing, ThreadPoolExecutor(options.jobs) as pool:
-        deb = packing.submit(_package, options.package)
+
+
+def _tests(options: argparse.Namespace, found: list[Image]) -> int:
+    """Makes what images are missing, and runs all sessions; returns the exit status."""
+    if not options.prepare:
+        shutil.rmtree(RESULTS, ignore_errors=True)
+    part = options.files or options.command
+    with turns.noisy(), ThreadPoolExecutor(2) as beside, ThreadPoolExecutor(options.jobs) as pool:
+        if not options.prepare:
+            deb = beside.submit(_package, options.package)
+            # Before machines are there, which would take the processors from it.
+            here = beside.submit(lambda: (0, []) if part else host.ways(RESULTS / "host", say))
         with image.locked():
             if wanted := [one for one in found if not one.state.exists()]:
                 image.make(wanted, say)
+        if options.prepare:
+            return 0
         say("vm", f"package {deb.result().name}")
         with tempfile.TemporaryDirectory(prefix="spliff-vm-") as name:
             folder = Path(name)
             folder.chmod(0o755)
-            guests = list(pool.map(lambda one: Guest.prepare(one, deb.result(), folder / one.kernel), found))
+            debs = (folder / "spliff_this.deb", folder / "newer.deb")
+            repacked(deb.result(), folder, *debs)
+            guests = list(
+                pool.map(lambda one: Guest.prepare(one, deb.result(), debs, folder / one.kernel), found)
+            )
+            status, ways = here.result()
             # The longest first: what is left then fits beside.
             lives = [(guest, disk) for disk in sessions.DISKS for guest in guests]
             statuses = list(pool.map(lambda life: _runs(*life, options), lives))
@@ -73,7 +88,7 @@ def main() -> int:
         for (guest, disk), status in zip(lives, statuses, strict=True)
         if status
     ]
-    return outcome.conclude(RESULTS, wrong, here, say, write=options.write_docs)
+    return outcome.conclude(RESULTS, wrong, ways, say, write=options.write_docs)
 
 
 @dataclass(frozen=True)
@@ -87,14 +102,11 @@ class Guest:
     debs: tuple[Path, ...]
 
     @classmethod
-    def prepare(cls, one: Image, deb: Path, folder: Path) -> Guest:
-        """Works in ``folder``, which must not exist."""
+    def prepare(cls, one: Image, deb: Path, debs: tuple[Path, ...], folder: Path) -> Guest:
+        """Works in ``folder``, which must not exist; ``debs`` are for apt there, ``deb`` has the programs."""
         folder.mkdir()
         os.utime(one.folder)  # in use: see KEPT_SECONDS
-        this, newer = folder / "spliff_this.deb", folder / "newer.deb"
-        repacked(deb, folder / "this", this, "")
-        repacked(deb, folder / "newer", newer, "+newer")
-        return cls(one, folder, precompile(one.vmlinux, deb, folder / "compiled"), (this, newer))
+        return cls(one, folder, precompile(one.vmlinux, deb, folder / "compiled"), debs)
 
 
 def _options() -> argparse.Namespace:
@@ -102,8 +114,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=f"default: {' '.join(packages.KERNELS)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="machines at a time")
     parser.add_argument("--runs", type=int, default=1, help="do it so often, and compare what came out")
+    parser.add_argument("--prepare", action="store_true", help="only make the images, which are kept")
     parser.add_argument("--package", type=Path, help="a .deb to test instead of the checkout's")
-    parser.add_argument("--all", action="store_true", help="on each kernel also what does not depend on it")
+    parser.add_argument(
+        "--all", action="store_true", help="everything on each kernel: see sessions.py for what is left out"
+    )
     parser.add_argument("--files", nargs="+", metavar="NAME", help="only these, such as 1_package")
     parser.add_argument(
         "--command", help="run this in a machine (restored from its state) instead of the tests"
@@ -129,15 +144,11 @@ def _runs(guest: Guest, disk: str, options: argparse.Namespace) -> int:
         for file in guest.debs:
             shutil.copy(file, share)
         shutil.copytree(guest.programs, share / "programs")
+        part = sessions.Part.of(guest.image.kernel, options.kernels, everything=options.all)
         for session in sessions.SESSIONS:
-            files = sessions.files(
-                session,
-                first=guest.image.kernel == options.kernels[0],
-                everything=options.all,
-                named=options.files,
-            )
+            files = sessions.files(session, part, options.files)
             if session.disk == disk and files and not options.command:
-                line = sessions.command(session, guest.image.kernel, files)
+                line = sessions.command(session, guest.image.kernel, files, part)
                 worst = max(worst, _session(guest, session, share, line))
                 if worst:
                     break  # a machine on which something went wrong is not what the next is about
@@ -161,16 +172,22 @@ def _session(guest: Guest, session: sessions.Session, share: Path, line: str) ->
     return status
 
 
-def repacked(deb: Path, work: Path, target: Path, suffix: str) -> None:
-    """The same package, not compressed: the guest would take half a minute for that. ``suffix`` makes it a newer one."""
+def repacked(deb: Path, folder: Path, this: Path, newer: Path) -> None:
+    """The same package as ``this``, and as a newer version of it; works in ``folder``.
+
+    Compressed so that the guest is quickest: apt there takes 20 s for the digests of one that is not, and dpkg 30 s to
+    unpack one that is so as well as can be.
+    """
+    work = folder / "package"
     subprocess.run(["dpkg-deb", "-R", deb, work], check=True)
     control = work / "DEBIAN/control"
-    control.write_text(re.sub(r"(?m)^(Version: .*)$", rf"\1{suffix}", control.read_text()))
-    subprocess.run(
-        ["dpkg-deb", "-Znone", "--root-owner-group", "-b", work, target],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    for target, suffix in ((this, ""), (newer, "+newer")):
+        control.write_text(re.sub(r"(?m)^(Version: .*)$", rf"\1{suffix}", control.read_text()))
+        subprocess.run(
+            ["dpkg-deb", "-Zzstd", "-z1", "--root-owner-group", "-b", work, target],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 if __name__ == "__main__":

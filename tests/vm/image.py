@@ -158,7 +158,7 @@ def _root(folder: Path) -> Path:
         env={**os.environ, "TMPDIR": str(folder.parent)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise RuntimeError(f"mmdebstrap: {done.stderr.strip()[-2000:]}")
+        raise packages.CannotBuildError(f"mmdebstrap: {done.stderr.strip()[-2000:]}")
     shutil.rmtree(folder / "etc/apt/sources.list.d")
     (folder / "etc/apt/sources.list.d").mkdir()
     (folder / "etc/apt/sources.list").unlink(missing_ok=True)

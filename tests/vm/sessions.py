@@ -8,6 +8,7 @@ an administrator's life with the package on one disk: install, use, break, upgra
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import NamedTuple
 
 INSIDE = "tests/vm/inside"
@@ -64,9 +65,17 @@ SESSIONS = (
 DISKS = ("life", "ways")
 """Longest first."""
 
-ONCE = ("5_recovery", "6_upgrade", "7_boot", "8_removal")
-"""What systemd and dpkg do does not depend on the kernel, and takes minutes: on the first kernel of a run only, unless
-all is asked for."""
+ONCE = (
+    "7_boot", "8_removal", "test_flow_lookup.py", "test_occupancy.py", "test_records.py", "test_flow_life.py",
+    "test_packets_hooked.py", "test_boundaries.py",
+)  # fmt: skip
+"""On the first kernel of a run only, unless all is asked for: what systemd and dpkg do does not depend on the kernel,
+and of the programs the packets' are the ones that are attached in another way on the next."""
+
+AT_LENGTH = ("5_recovery", "6_upgrade", "ways/test_daemon.py")
+"""Only when all is asked for: each start of the daemon takes a quarter of a minute under emulation, and these are
+starts. On the host's own kernel, tests/system has a killed and a hanging worker and api, with a stand-in for systemd,
+and tests/kernel the filters of a killed daemon."""
 
 NEWER = tuple(
     f"{FALLBACKS}::test_{name}"
@@ -76,21 +85,34 @@ NEWER = tuple(
 """Of the fall-backs, what the first kernel does not have; what it takes in earnest need not be forced on others."""
 
 
-def files(session: Session, *, first: bool, everything: bool, named: list[str] | None) -> list[str]:
+class Part(NamedTuple):
+    """What of it all a kernel of a run gets."""
+
+    first: bool
+    """All that depends on a kernel, with the counts of the documentation; on others less, with smaller counts."""
+    everything: bool
+
+    @classmethod
+    def of(cls, kernel: str, kernels: Sequence[str], *, everything: bool) -> Part:
+        """The part of ``kernel`` in a run of ``kernels``."""
+        return cls(everything or kernel == kernels[0], everything)
+
+
+def files(session: Session, part: Part, named: Sequence[str] | None) -> list[str]:
     """What a session runs on a kernel: ``named`` chooses by parts of names."""
     if named:
         return [file for file in session.files if any(name in file for name in named)]
-    if first or everything:
-        return list(session.files)
-    kept = [file for file in session.files if not any(name in file for name in ONCE)]
-    return [one for file in kept for one in (NEWER if file == FALLBACKS else (file,))]
+    left_out = (() if part.first else ONCE) + (() if part.everything else AT_LENGTH)
+    kept = [file for file in session.files if not any(name in file for name in left_out)]
+    return [one for file in kept for one in (NEWER if file == FALLBACKS and not part.first else (file,))]
 
 
-def command(session: Session, kernel: str, files: list[str]) -> str:
+def command(session: Session, kernel: str, files: Sequence[str], part: Part) -> str:
     """For the guest's shell: its status is pytest's."""
     paths = " ".join(shlex.quote(f"/src/{file}") for file in files)
+    whole = "export WHOLE=1\n" if part.first else ""
     return (
-        f"export PYTHONDONTWRITEBYTECODE=1\n{session.before}\ncd /src || exit\n"
+        f"export PYTHONDONTWRITEBYTECODE=1\n{whole}{session.before}\ncd /src || exit\n"
         f"/venv/bin/python -m pytest {session.options} --junitxml=/vm/junit-{session.name}.xml "
         f"-o junit_suite_name=vm-{kernel}-{session.name} -o junit_family=xunit1 --tb=short --durations=8 -v {paths}"
     )

@@ -21,6 +21,8 @@ from pathlib import Path
 
 SHARE = Path("/vm")
 FIGURES = Path(os.environ.get("SPLIFF_FIGURES", SHARE / "figures.jsonl"))
+WHOLE = bool(os.environ.get("WHOLE"))
+"""Whether counts are those of the documentation; else smaller ones, for a kernel that is not the first of a run."""
 UNIT = "spliffd.service"
 PYTHON = "/opt/spliff/bin/python3"
 DAEMON_PATTERNS = {

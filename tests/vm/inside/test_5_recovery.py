@@ -42,7 +42,7 @@ def server():
 
 
 class Load:
-    """Requests in connections of their own, with pauses that let others live; none may fail."""
+    """Requests in connections of their own, with pauses as long as they take; none may fail."""
 
     def __init__(self, server: str) -> None:
         self._url = f"{server}/load?[1-10]"
@@ -55,10 +55,11 @@ class Load:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
+                began = time.monotonic()
                 _, told = fetch(self._url, "-H", "Connection: close")
                 assert {line.split()[0] for line in told.splitlines()} == {"200"}
                 self.count += 10
-                self._stop.wait(0.5)
+                self._stop.wait(time.monotonic() - began)
         except BaseException as error:
             self.error = error
 
