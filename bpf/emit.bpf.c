@@ -38,6 +38,18 @@ static __always_inline void emit_control(struct conn_state *state, u32 kind, u64
   bpf_ringbuf_submit(record, wakeup(shard));
 }
 
+/* For the coverage ledger: bytes of the connection passed a probe, or its handshake did. That its socket is known is
+ * not enough: all that a probe sees that came late may be the end of the stream, or a read that finds nothing. */
+static __always_inline void account(struct conn_state *state) {
+  if (state->accounted || state->conn.method == METHOD_NONE)
+    return;
+  u64 cookie = state->conn.socket_cookie;
+  struct flow *flow = bpf_map_lookup_elem(MAP_FLOWS, &cookie);
+  if (flow)
+    flow->plaintext = 1;
+  state->accounted = 1;
+}
+
 struct piece {
   u64 from; /* address in the process */
   u64 size;
@@ -136,6 +148,7 @@ static __always_inline void emit_data(struct conn_state *state, struct call *cal
   void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
   if (!ring)
     return;
+  account(state);
   struct piece piece = {.from = call->buffer, .start = call->start, .direction = direction};
   /* Two threads never use one SSL object at once (OpenSSL forbids it), so no atomic is needed. */
   piece.offset = direction == RECEIVED ? state->conn.offset[RECEIVED] : state->conn.offset[SENT];

@@ -189,6 +189,7 @@ static __always_inline void go_report_read(struct conn_state *state, struct piec
   void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
   if (!ring)
     return;
+  account(state);
   piece->offset = state->conn.offset[RECEIVED];
   bool counted_only = spared(state, RECEIVED, piece->from, piece->size, piece->start);
   state->conn.offset[RECEIVED] += piece->size;

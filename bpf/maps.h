@@ -228,8 +228,10 @@ struct conn_state {
   u8 left_out;  /* enum left_out: why, from a request on, nothing is delivered */
   u8 spared[2]; /* by direction: something was not delivered since the last record, nobody knows how much */
   u8 awaits_response; /* a client's, left out: the next response has not begun */
-  u8 pad[2];
+  u8 accounted; /* its flow has been told that its plaintext is seen */
+  u8 pad;
 };
+_Static_assert(__builtin_offsetof(struct conn_state, accounted) == 190, "stages/ledger.py counts on it");
 
 /* What a thread did next to its TLS calls; see adjacent.bpf.c. */
 struct adjacent {
@@ -333,7 +335,7 @@ struct flow {
   /* 72 */
   u32 tgid; /* 0: not known */
   u8 state;
-  u8 plaintext; /* a probe fired on it: a byte of its own, because two processors may set this and `flags` at once */
+  u8 plaintext; /* probes saw it begin, or bytes of it: a byte of its own, because two processors may set this and `flags` at once */
   u8 ktls;      /* the kernel encrypts for it */
   u8 pad;
   u64 tcp_sent; /* bytes that the peer has acknowledged; of the whole life of the socket */

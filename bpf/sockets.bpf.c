@@ -30,9 +30,10 @@ static __always_inline bool learn_socket(struct conn_state *state, u64 sk, u64 c
     count(COUNTER_SOCKETS_WITHOUT_COOKIE, 1);
   state->conn.socket_cookie = cookie;
   state->conn.method = method;
-  struct flow *seen = bpf_map_lookup_elem(MAP_FLOWS, &cookie);
-  if (seen)
-    seen->plaintext = 1; /* for the coverage ledger */
+  state->accounted = 0; /* to another flow, if it was */
+  if (method == METHOD_THREAD || state->conn.flags & CONN_HANDSHAKE_SEEN || state->conn.offset[SENT] ||
+      state->conn.offset[RECEIVED])
+    account(state);
   emit_control(state, RECORD_SOCKET, 0);
   return true;
 }
@@ -91,6 +92,8 @@ static __always_inline void observe(struct sock *sk, s32 length, bool typed, u32
     if (candidate && candidate->cookie != cookie)
       continue;
     learn_socket(state, (u64)sk, cookie, METHOD_NESTED);
+    if (direction == SENT)
+      account(state); /* a handshake inside the first read or write, or what is written */
   }
 }
 

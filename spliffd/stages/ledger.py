@@ -26,6 +26,7 @@ from spliffd.journal import logger
 from spliffd.kernel import bpf
 from spliffd.kernel.flows import CLIENT_HELLO, Flow, address, read_flows
 from spliffd.kernel.maps import CONN_KEY, CONN_VALUE, Maps
+from spliffd.kernel.records import CONN_HANDSHAKE_SEEN
 from spliffd.stages.mapped import Mapped, MappedFile, mapped
 from spliffd.targets import discovery
 
@@ -47,8 +48,8 @@ STEP = 32
 """Processes that are looked at before others have their turn: about a millisecond."""
 
 BATCH = 1024
-_CONN = struct.Struct("=I4xQ69xB").unpack_from
-"""tgid, start_ns and method of struct conn."""
+_CONN = struct.Struct("=I4xQ69xB14xI24xQQ46xB").unpack_from
+"""tgid, start_ns, method, flags, offsets and ``accounted`` of struct conn_state."""
 
 Key = tuple[int, int]
 """pid and start time (ns since boot)."""
@@ -104,7 +105,7 @@ class Open(msgspec.Struct):
     missed: list[Miss] = []
     unseen: list[Miss] = []
     named: int = 0
-    """TLS objects whose socket a probe has named, and those without one."""
+    """TLS objects that probes saw begin, or bytes of: those whose socket is named, and those without one."""
     nameless: int = 0
 
 
@@ -295,10 +296,10 @@ class Ledger:
         while True:
             entries, after = bpf.map_lookup_batch(self._maps.fd["conns"], after, CONN_KEY, CONN_VALUE, BATCH)
             for _, value in entries:
-                pid, start_ns, method = _CONN(value)
+                pid, start_ns, method, flags, sent, received, accounted = _CONN(value)
                 mine = found.setdefault((pid, start_ns), Open())
-                mine.named += bool(method)
-                mine.nameless += not method
+                mine.named += bool(method and accounted)
+                mine.nameless += not method and bool(flags & CONN_HANDSHAKE_SEEN or sent or received)
             if not after:
                 return
 

@@ -102,8 +102,11 @@ def test_a_young_connection_is_not_missed_yet(books: Books):
     assert books.one() == ("not", "unknown_library", 1, 0)
 
 
-def conn(pid: int, start_ns: int, method: int) -> tuple[bytes, bytes]:
+def conn(pid: int, start_ns: int, method: int, sent: int = 7) -> tuple[bytes, bytes]:
+    """A TLS object with a socket (``method``) or without, of which ``sent`` bytes were seen."""
     value = bytearray(CONN_VALUE)
+    struct.pack_into("=Q", value, 128, sent)
+    value[190] = bool(method and sent)
     struct.pack_into("=I4xQ", value, 0, pid, start_ns)
     value[85] = method
     return bytes(24), bytes(value)
@@ -122,6 +125,13 @@ def test_tls_objects_without_a_socket_stand_for_connections_that_nobody_named(bo
 def test_tls_objects_alone_are_evidence(books: Books):
     books.conns = [conn(ME, books.processes.start_of(ME), 1)]
     assert books.one() == ("covered", "", 1, 1)
+
+
+def test_a_probe_that_saw_nothing_but_the_end_is_no_evidence(books: Books):
+    start = books.processes.start_of(ME)
+    books.flows = [(7, flow(ME)), (8, flow(ME))]
+    books.conns = [conn(ME, start, 1, sent=0), conn(ME, start, 0, sent=0)]
+    assert books.one() == ("not", "unknown_library", 2, 0)
 
 
 def ended() -> int:
