@@ -217,7 +217,12 @@ static __always_inline int left(struct pt_regs *ctx) {
   call_over(calls, id, call, size);
   if (!size && (result != 0 || op != OP_READ))
     return 0;
-  struct conn_state *state = conn_of(calls, id, call->ssl, call->library);
+  /* The end alone begins nothing: of a connection that no byte was seen of, nobody needs to hear. */
+  struct conn_key key;
+  conn_key_of(&key, calls, id, call->ssl);
+  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
+  if (!state && size)
+    state = conn_make(&key, call->library, id);
   if (!state)
     return 0;
   if (state->conn.method == METHOD_NONE)

@@ -43,7 +43,7 @@ from spliffd.stages.ledger import Ledger
 from spliffd.stages.libraries import Libraries
 from spliffd.stages.occupancy import Occupancy
 from spliffd.stages.owners import Owners
-from spliffd.stages.priority import set_priority, wait_for_nobody, wake_at_once
+from spliffd.stages.priority import set_priority, wake_at_once
 from spliffd.stages.queries import Queries
 from spliffd.stages.rings import Rings
 from spliffd.targets.client import Inspector
@@ -149,7 +149,6 @@ class Supervisor:
             await self.interfaces.start()
             self.kernel.switch(enabled=self.config.capture.unwatched != "off")
             await self.libraries.scan()
-            wait_for_nobody()
             self.area.supervisor.set("ready_after_ms", int((time.monotonic() - began) * 1000))
             log.info("ready", seconds=round(time.monotonic() - began, 2), libraries=self.libraries.attached())
             self._notify.ready(self.health())

@@ -34,6 +34,7 @@ from spliffd.stages.capture import Kernel
 from spliffd.stages.looks import Looks
 from spliffd.stages.mapped import MappedFile, Memory
 from spliffd.stages.placements import Placements
+from spliffd.stages.priority import wait_for_nobody
 from spliffd.stages.self_tests import SelfTests
 from spliffd.targets import discovery
 from spliffd.targets.client import Inspector
@@ -125,6 +126,7 @@ class Libraries:
         candidates += discovery.merge(looks, scope.paths, scope.exclude_paths)
         likely = [candidate for candidate in candidates if discovery.is_likely(candidate)]
         await self._handle_all(likely)
+        wait_for_nobody()  # from now on each that comes is urgent
         # The rest, some hundred on a large host, is looked at while capture runs.
         rest = [candidate for candidate in candidates if not discovery.is_likely(candidate)]
         self._rest = asyncio.get_running_loop().create_task(self._handle_all(rest))
