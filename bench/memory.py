@@ -1,8 +1,8 @@
 """What the daemon weighs, and how long it takes to come up.
 
 RSS and PSS of every process of it: when it is ready (the process that reads ELF files still there), at
-rest (that one gone), under load and after it, with one watcher. Start is from exec to "ready" in the log,
-when everything is attached; it includes compiling the eBPF programs.
+rest (that one gone), under load and when that is over, with one watcher. Start is from exec to "ready" in the
+log, when everything is attached; it includes compiling the eBPF programs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from bench.processes import descendants, memory_kib, ring_kib
 from bench.report import Figure, median
 from bench.watched import Watched, Watcher
 from bench.web import Web
+from spliffd.resident import CALM_SECONDS
 from spliffd.targets.inspector import IDLE_SECONDS
 from tests.support.lab import Lab, say, wait_for
 
@@ -75,8 +76,8 @@ def measure() -> list[Figure]:
         loaded = Weight(daemon)
         rows += loaded.figures(part, f"right after {LOAD_SECONDS:.0f} s of wrk", target="< 120")
         daemon.settle()
-        time.sleep(1)
         watcher.stop()
+        time.sleep(2 * CALM_SECONDS + 1)
         rows += Weight(daemon).figures(part, "after load, watcher gone", target="< 120")
         daemon.stop()
     return rows

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from spliffd import __version__, config, ipc, metrics, statistics, systemd
+from spliffd import __version__, config, ipc, metrics, resident, statistics, systemd
 from spliffd.attribution.processes import Processes
 from spliffd.config import Config
 from spliffd.counters import Area
@@ -49,6 +49,9 @@ from spliffd.stages.rings import Rings
 from spliffd.targets.client import Inspector
 
 log = logger("supervisor")
+
+SETTLED_SECONDS = 5.0
+"""After the start: libraries have been inspected and their probes tried, and code for that is seldom used."""
 
 READY_SECONDS = 60.0
 """How long api and workers may take to come up: half a second on an idle host, over 20 on a starved one."""
@@ -152,6 +155,7 @@ class Supervisor:
             self.area.supervisor.set("ready_after_ms", int((time.monotonic() - began) * 1000))
             log.info("ready", seconds=round(time.monotonic() - began, 2), libraries=self.libraries.attached())
             self._notify.ready(self.health())
+            loop.call_later(SETTLED_SECONDS, resident.let_go)
             await self._serve()
         finally:
             await self._take_down()

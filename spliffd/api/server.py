@@ -22,7 +22,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from spliffd import ipc, metrics, privileges, seccomp
+from spliffd import ipc, metrics, privileges, resident, seccomp
 from spliffd.api.access import CertificateDoor, Door, GroupDoor, OwnDoor
 from spliffd.api.auth_server import AuthServer
 from spliffd.api.history import History
@@ -130,6 +130,7 @@ async def run(inputs: Inputs) -> int:
         page = MetricsServer(inputs.metrics, lambda: metrics.exposition(service.families()))
         await page.start()
     supervisor.ready()
+    resident.let_go()
     log.debug("serving on %s", inputs.path)
 
     await supervisor.stop.wait()

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 
-from spliffd import ipc
+from spliffd import ipc, resident
 from spliffd.api.hub import Hub
 from spliffd.api.links import ControlLink, DataLink
 
@@ -39,6 +39,7 @@ class SupervisorLink:
 
     def __init__(self, sock: socket.socket, hub: Hub) -> None:
         self._hub = hub
+        self._ebb = resident.Ebb()
         self._questions: dict[int, asyncio.Future[ipc.Answer]] = {}
         self._number = 0
         self.stop = asyncio.Event()
@@ -120,7 +121,11 @@ class SupervisorLink:
                 os.close(fd)
             return
         log.debug("worker %d is connected", worker)
-        self._hub.connect(worker, lambda hub: DataLink(sock, hub.deliver, hub.bad_datagram, hub.notify))
+        self._hub.connect(worker, lambda hub: DataLink(sock, self._deliver, hub.bad_datagram, hub.notify))
+
+    def _deliver(self, frames: ipc.Batch) -> None:
+        self._hub.deliver(frames)
+        self._ebb.came(len(frames))
 
     def _bad(self, size: int) -> None:
         log.error("the supervisor sent %d bytes that cannot be read; is it another version?", size)

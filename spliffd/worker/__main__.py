@@ -16,7 +16,7 @@ import time
 
 import setproctitle
 
-from spliffd import ipc, privileges, seccomp
+from spliffd import ipc, privileges, resident, seccomp
 from spliffd.correlation.flows import Kernel, Look
 from spliffd.counters import Area
 from spliffd.errors import UsageError
@@ -97,6 +97,7 @@ def main() -> int:
     control.send(ipc.encode(ipc.Ready()))
     gc.collect()
     gc.freeze()  # what was imported never becomes garbage: keep it out of every later collection
+    resident.let_go()
     loop.run()
     return 0
 
