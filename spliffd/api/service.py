@@ -160,8 +160,8 @@ class Service:
             await abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "the watch does not read, or has ended")
         return pb.FlushResponse().SerializeToString()
 
-    async def _check_past(self, wanted: wishes.Wishes, context: Context) -> None:
-        """Ends the call when history cannot serve it."""
+    async def _check_past(self, wanted: wishes.Wishes, context: Context, number: int = 0) -> None:
+        """Ends the call when history cannot serve it; ``number``: the one exchange that it asks for."""
         past, hub = wanted.past, self._hub
         assert past is not None
         if not hub.history.enabled:
@@ -173,11 +173,14 @@ class Service:
         next_id = hub.next_id if wanted.owner is None else hub.own_next(wanted.owner)
         of_now = past.after_epoch in (0, hub.epoch)
         if past.after_id is not None and of_now and past.after_id >= next_id:
+            asked, field = f"after_id is {past.after_id}", "after_epoch"
+            if number:
+                asked, field = f"there is no exchange {number} yet", "epoch"
             await abort(
                 context,
                 grpc.StatusCode.OUT_OF_RANGE,
-                f"after_id is {past.after_id}, and the next exchange will be {next_id}: "
-                "send the epoch as well (after_epoch), ids start anew with the daemon",
+                f"{asked}, and the next exchange will be {next_id}: for an earlier daemon's "
+                f"send its epoch as well ({field}), ids start anew with the daemon",
             )
 
     async def _may_reveal(self, request: pb.WatchRequest, context: Context) -> None:
@@ -220,7 +223,7 @@ class Service:
         assert isinstance(request, pb.GetExchangeRequest)
         past = wishes.Past(after_id=max(0, request.id - 1), after_epoch=request.epoch, follow=False)
         wanted = wishes.Wishes(past=past, bodies=True, owner=caller.owner)
-        await self._check_past(wanted, context)
+        await self._check_past(wanted, context, request.id)
         record = None
         if self._hub.has_room(caller.owner):
             with self._hub.reading(caller.owner):

@@ -63,7 +63,9 @@ def test_what_nobody_watched_is_listed_shown_and_watched_later(lab: Lab, daemon:
     for title in ("Request", "Response", "timing", "process", "connection", "correlation", "tls"):
         assert title in shown
     assert json.loads(run(daemon, "show", number, "-o", "json"))["exchange"]["id"] == number
-    assert "is 999, and the next exchange will be" in run(daemon, "show", "1000", code=2)
+    assert "there is no exchange 1000 yet, and the next exchange will be" in run(
+        daemon, "show", "1000", code=2
+    )
     ended = run(daemon, "watch", "--last", "4", "--no-follow", "-o", "json")
     assert [json.loads(line)["exchange"]["id"] for line in ended.splitlines()] == ["19", "20", "21", "22"]
 

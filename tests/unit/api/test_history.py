@@ -243,6 +243,8 @@ async def test_an_exchange_by_its_id(api, stub):
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await stub.GetExchange(request)
         assert error.value.code() == code
+        if code == grpc.StatusCode.OUT_OF_RANGE:
+            assert error.value.details().startswith("there is no exchange 5000 yet, and the next")
 
 
 async def test_only_the_fields_that_were_asked_for(api, stub):
