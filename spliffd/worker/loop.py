@@ -4,10 +4,8 @@ Budget 64 records an iteration. A full iteration is followed by the next without
 poll*); else the output goes out and the worker rests (``rests``), and after three empty passes it arms the
 wake-up flag and blocks until a record, a message, or nothing comes (a *sleep cycle*). Between those the eBPF
 programs ask for no wake-ups at all, which is what a traced program pays most for.
-What is finished is serialised every ``HAND_OUT_EVERY`` busy polls, or as soon as there is less to do.
-Exchanges that wait for their flow, and handshakes for their facts, are looked after every ``RETRY_EVERY``
-busy polls, and as soon as they are due when there is less to do: rests and sleeps are cut short for them, and
-for exchanges that go on for long.
+Under load exchanges leave every ``HAND_OUT_EVERY`` busy polls; those that wait for their flow, and handshakes
+that wait for their facts, are looked after every ``RETRY_EVERY``. Else rests and sleeps are cut short for them.
 
 The order "set armed, then poll()" is what loses no wake-up: the program reserves its record before it
 reads the flag, and poll() looks at the ring after the flag is set.
