@@ -4,8 +4,8 @@ Budget 64 records an iteration. A full iteration is followed by the next without
 poll*); else the output goes out and the worker rests (``rests``), and after three empty passes it arms the
 wake-up flag and blocks until a record, a message, or nothing comes (a *sleep cycle*). Between those the eBPF
 programs ask for no wake-ups at all, which is what a traced program pays most for.
-Under load exchanges leave every ``HAND_OUT_EVERY`` busy polls; those that wait for their flow, and handshakes
-that wait for their facts, are looked after every ``RETRY_EVERY``. Else rests and sleeps are cut short for them.
+Under load exchanges leave every ``HAND_OUT_EVERY`` busy polls, and those that wait for their flow, and
+handshakes that wait for their facts, are looked after. Else rests and sleeps are cut short for what waits.
 
 The order "set armed, then poll()" is what loses no wake-up: the program reserves its record before it
 reads the flag, and poll() looks at the ring after the flag is set.
@@ -41,11 +41,9 @@ BUDGET = 64
 EMPTY_PASSES = 3
 """Rests without a record before the worker sleeps; a keep-alive client answers within one."""
 
-RETRY_EVERY = 4
-"""Busy polls between two batches of the retry queue: 256 records, about 3 ms."""
-
 HAND_OUT_EVERY = 4
-"""Busy polls between two times that what is finished is serialised: what is done to many at once costs less."""
+"""Busy polls between two times that what is finished leaves, 256 records or 3 ms: what is done to many at
+once costs less. Then what waits is looked after."""
 
 BUSY_CHECK = 32
 """Full iterations between looks at the links: 2,048 records, about 10 ms."""
@@ -148,7 +146,7 @@ class Loop:
                 if busy:
                     words[n_busy] += 1
                     full += 1
-                    if full % RETRY_EVERY == 0 and (waiting.busy or shaken):
+                    if full % HAND_OUT_EVERY == 0 and (waiting.busy or shaken):
                         engine.retry(time.monotonic_ns())
                     if full % BUSY_CHECK == 0:
                         self._links(self._rest_poll.poll(0))
