@@ -182,9 +182,12 @@ def call(path: str, question: Callable[[SpliffStub], Result]) -> Result:
 def way(path: str) -> tuple[str, Metadata]:
     """The socket that this user may use, and the metadata that it takes.
 
-    That is ``path``, or else the socket for everybody's own processes with a token. Raises what keeps this
-    user from the first when there is no second.
+    That is ``path``, or else the socket for everybody's own processes with a token; ``path`` may be that one
+    itself. Raises what keeps this user from the first when there is no second.
     """
+    if beside := _group_socket(path):
+        try_socket(path)
+        return path, bearer(beside)
     try:
         try_socket(path)
     except NotPermittedError:
@@ -247,6 +250,16 @@ def user_socket(path: str) -> str:
     """Where everybody may watch their own processes: user.sock beside spliffd.sock, else PATH.user."""
     folder, name = os.path.split(path)
     return os.path.join(folder, "user.sock") if name == os.path.basename(DEFAULT_SOCKET) else f"{path}.user"
+
+
+def _group_socket(path: str) -> str:
+    """The daemon's main socket where ``path`` is the one for everybody; else ""."""
+    if isinstance(path, Remote):
+        return ""
+    folder, name = os.path.split(path)
+    if name == "user.sock":
+        return os.path.join(folder, os.path.basename(DEFAULT_SOCKET))
+    return path[: -len(".user")] if name.endswith(".user") else ""
 
 
 def token(path: str) -> str:

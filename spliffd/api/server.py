@@ -129,8 +129,8 @@ async def run(inputs: Inputs) -> int:
     if inputs.metrics is not None:
         page = MetricsServer(inputs.metrics, lambda: metrics.exposition(service.families()))
         await page.start()
-    supervisor.ready()
     resident.let_go()
+    supervisor.ready()
     log.debug("serving on %s", inputs.path)
 
     await supervisor.stop.wait()

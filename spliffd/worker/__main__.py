@@ -94,10 +94,10 @@ def main() -> int:
         args.number, ring, armed, control, counters, kernel, tables, looks, flows_of.owners_entered,
         unwanted.until,
     )  # fmt: skip
-    control.send(ipc.encode(ipc.Ready()))
     gc.collect()
     gc.freeze()  # what was imported never becomes garbage: keep it out of every later collection
     resident.let_go()
+    control.send(ipc.encode(ipc.Ready()))
     loop.run()
     return 0
 

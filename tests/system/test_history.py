@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from spliffctl.client import user_socket
 from tests.support.daemon import Daemon, json_lines
 from tests.support.lab import Lab, wait_for
 from tests.support.servers import Nginx
@@ -184,6 +185,10 @@ def test_a_stranger_gets_own_processes_by_the_socket_for_everybody(lab: Lab, rea
 
     wait_for(lambda: run(daemon, "list").count("openssl (") == 2, 30, "both requests")
     assert [one["request"]["path"] for one in lines("exchange", "list")] == ["/hello?own"]
+    named = as_user(readable, user_socket(str(daemon.socket)), "list", "-o", "json")
+    out, err = named.communicate(timeout=60)
+    assert (named.returncode, err) == (0, "")
+    assert [json.loads(line)["exchange"]["request"]["path"] for line in out.splitlines()] == ["/hello?own"]
     assert [one["process"]["pid"] for one in lines("flow", "flows")] == [own.pid]
     assert lines("flow", "flows", "--pid", str(roots.pid)) == []
     assert [one["process"]["pid"] for one in lines("process", "processes")] == [own.pid]
