@@ -50,9 +50,6 @@ from spliffd.targets.client import Inspector
 
 log = logger("supervisor")
 
-SETTLED_SECONDS = 5.0
-"""After the start: libraries have been inspected and their probes tried, and code for that is seldom used."""
-
 READY_SECONDS = 60.0
 """How long api and workers may take to come up: half a second on an idle host, over 20 on a starved one."""
 
@@ -152,10 +149,10 @@ class Supervisor:
             await self.interfaces.start()
             self.kernel.switch(enabled=self.config.capture.unwatched != "off")
             await self.libraries.scan()
+            resident.let_go()  # now: it takes some milliseconds, and soon newcomers are waited for
             self.area.supervisor.set("ready_after_ms", int((time.monotonic() - began) * 1000))
             log.info("ready", seconds=round(time.monotonic() - began, 2), libraries=self.libraries.attached())
             self._notify.ready(self.health())
-            loop.call_later(SETTLED_SECONDS, resident.let_go)
             await self._serve()
         finally:
             await self._take_down()

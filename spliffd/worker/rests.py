@@ -11,8 +11,9 @@ REST_SECONDS = 0.002
 """Pause between passes while somebody watches, or much comes: a quarter of the latency target, 500 passes a
 second."""
 
-UNWATCHED_SECONDS = 0.02
-"""The same while nobody watches and little comes. Of ten times as much a ring holds all that comes."""
+UNWATCHED_SECONDS = 0.005
+"""The same while nobody watches and little comes. Whoever begins to watch may see that much of the time
+before."""
 
 LITTLE_SHARE = 16
 """Part of the ring that may fill between two passes for traffic to be called little."""

@@ -90,6 +90,12 @@ def port(lab: Lab, daemon: Daemon, protos: Path) -> int:
         return any(one.library == "go" and one.state == "attached" for one in found)
 
     wait_for(attached, 60, "grpcurl probed")
+    # Nothing of it may still be on its way when somebody begins to watch.
+    wait_for(
+        lambda: "lab.Lab/Ask" in daemon.client("list").communicate(timeout=60)[0].decode(),
+        60,
+        "the first call",
+    )
     return server.port
 
 
