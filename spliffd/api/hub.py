@@ -259,9 +259,7 @@ class Hub:
         if not subscribers:
             return
         unfiltered = [one for one in subscribers if one.takes_all]
-        choosing = (
-            [one for one in subscribers if not one.takes_all] if len(unfiltered) < len(subscribers) else []
-        )
+        choosing = [one for one in subscribers if not one.takes_all]
         entries: list[bytes] = []
         for index, frame in enumerate(run):
             own = owns[index] if owns is not None else 0

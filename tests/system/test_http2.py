@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from tests.support.daemon import Daemon
+from spliffd.pb import spliff_pb2
+from tests.support.daemon import Daemon, Watch
 from tests.support.lab import Lab, say, wait_for
 from tests.support.servers import Nginx, free_port
 from tests.support.shared import daemon_of_the_file, lab_of_the_file
@@ -25,19 +26,24 @@ def server(lab: Lab) -> Nginx:
     return Nginx(lab, http2=True)
 
 
+def at_both_ends(watch: Watch, paths: list[str]) -> list[list[spliff_pb2.Exchange]]:
+    """The exchanges of all paths as the client, and as the server had them; nothing was lost."""
+    watch.wait_for(2 * len(paths))
+    watch.settle()
+    assert watch.losses == []
+    ends = [[one for one in watch.exchanges if one.connection.role == role] for role in ("client", "server")]
+    for seen in ends:
+        assert sorted(one.request.path for one in seen) == sorted(paths)
+    return ends
+
+
 def test_curl_asks_over_one_connection(lab: Lab, daemon: Daemon, server: Nginx):
     server.file("body.txt", b"spliff " * 4096)
     watch = daemon.watch(bodies=True)
     paths = [f"/body.txt?n={n}" for n in range(101)]
     out = lab.run("curl", "-sk", "--http2", "--parallel", *(server.url(path) for path in paths))
     assert out.stdout == b"spliff " * 4096 * len(paths)
-    watch.wait_for(2 * len(paths))
-    watch.settle()
-
-    assert watch.losses == []
-    for role in ("client", "server"):
-        seen = [one for one in watch.exchanges if one.connection.role == role]
-        assert sorted(one.request.path for one in seen) == sorted(paths)
+    for seen in at_both_ends(watch, paths):
         assert (
             len({one.stream_id for one in seen if one.connection.local.port == seen[0].connection.local.port})
             > 1
@@ -114,13 +120,7 @@ def test_node_as_the_server(lab: Lab, daemon: Daemon, server: Nginx):
     urls = [f"https://127.0.0.1:{port}{path}" for path in paths]
     out = lab.run("curl", "-sk", "--http2", "--parallel", *urls)
     assert out.stdout == b"hello from node\n" * len(paths)
-    watch.wait_for(2 * len(paths))
-    watch.settle()
-
-    assert watch.losses == []
-    for role in ("client", "server"):
-        seen = [one for one in watch.exchanges if one.connection.role == role]
-        assert sorted(one.request.path for one in seen) == sorted(paths)
+    for seen in at_both_ends(watch, paths):
         for one in seen:
             assert (one.protocol, one.response.status, one.completeness.state) == ("http2", 200, "complete")
             asked = {header.name: header.value for header in one.response.headers}["x-asked"]

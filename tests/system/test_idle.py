@@ -88,7 +88,11 @@ def test_idle_costs_at_most_a_thousandth_of_a_core(golden: Stage, account: Path)
     }
     assert hooked == {'spliff_interfaces{hook="TC",mode="tcx"}': 5}, hooked  # lo eth0 vxlan0 wg0 br0
 
+    # The machine is shared: what else runs on it makes the same work dearer. One more minute is granted,
+    # and is held to the same limit.
     share = idle_share(account, lasting)
+    if share > LIMIT:
+        share = idle_share(account, lasting)
 
     assert daemon.pids() == lasting
     assert sum(item.HasField("exchange") for item in watch.items()) == 14
@@ -99,28 +103,15 @@ def test_idle_costs_at_most_a_thousandth_of_a_core(golden: Stage, account: Path)
 
 
 def idle_share(account: Path, lasting: dict[str, int]) -> float:
-    """Share of one core that everything in ``account`` used in a minute in which nothing happened.
-
-    The machine is shared, and what else runs on it makes the same work dearer: when the first minute is above the
-    limit, any whole minute of the first two will do.
-    """
+    """Share of one core that everything in ``account`` used while nothing happened."""
     single = {name: scheduled_seconds(pid) for name, pid in lasting.items()}
-    used = [used_seconds(account)]
-    times = [time.monotonic()]
-    share = 1.0
-    while share > LIMIT and times[-1] - times[0] < 2 * SECONDS:
-        time.sleep(1)
-        used.append(used_seconds(account))
-        times.append(time.monotonic())
-        # The shortest stretch up to now that is a minute or longer.
-        begun = [at for at in range(len(times)) if times[-1] - times[at] >= SECONDS]
-        if begun:
-            share = (used[-1] - used[begun[-1]]) / (times[-1] - times[begun[-1]])
+    before, began = used_seconds(account), time.monotonic()
+    time.sleep(SECONDS)
+    used, seconds = used_seconds(account) - before, time.monotonic() - began
     single = {name: scheduled_seconds(pid) - single[name] for name, pid in lasting.items()}
     parts = ", ".join(f"{name} {own * 1e3:.1f} ms" for name, own in single.items())
     say(
-        f"idle for {SECONDS} s with a watcher and 5 hooked interfaces: {share:.4%} of one core "
-        f"({parts} in {times[-1] - times[0]:.0f} s)"
+        f"idle for {seconds:.0f} s with a watcher and 5 hooked interfaces: {used / seconds:.4%} of one core ({parts})"
     )
-    assert used[-1] - used[0] >= sum(single.values()) * 0.9, "the cgroup counts what the scheduler counts"
-    return share
+    assert used >= sum(single.values()) * 0.9, "the cgroup counts what the scheduler counts"
+    return used / seconds

@@ -27,7 +27,7 @@ from tests.support.servers import Nginx
 
 pytestmark = pytest.mark.quiet
 
-SECONDS = int(os.environ.get("LOAD_SECONDS", "11"))
+SECONDS = int(os.environ.get("LOAD_SECONDS", "20"))
 CONNECTIONS = 16
 SHED = {"queue_full"}
 """Losses behind the parser: counted in frames, and a frame is an exchange here."""
