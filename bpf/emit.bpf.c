@@ -57,13 +57,22 @@ struct piece {
   u64 start;
   u32 direction;
   u32 flags;
+  u64 *claim; /* if any: the record counts only if this is still `claimed` when all is copied, and made `reported` */
+  u64 claimed;
+  u64 reported;
 };
+
+static __always_inline bool make_good(struct piece *piece) {
+  return __sync_val_compare_and_swap(piece->claim, piece->claimed, piece->reported) == piece->claimed;
+}
 
 /* One record whose payload has room for ROOM bytes (a ring reservation must have a constant size). */
 #define EMIT_PIECE(ROOM)                                                                                       \
   static __always_inline void emit_piece_##ROOM(struct conn_state *state, void *ring, struct piece *piece) {   \
     struct record *record = bpf_ringbuf_reserve(ring, sizeof(struct record) + ROOM, 0);                        \
     if (!record) {                                                                                             \
+      if (piece->claim) /* whoever has the claim then reports, or counts, it */                                \
+        return;                                                                                                \
       count(COUNTER_RING_FULL_DATA_RECORDS, 1);                                                                \
       count(COUNTER_RING_FULL_DATA_BYTES, piece->size);                                                        \
       return;                                                                                                  \
@@ -77,7 +86,12 @@ struct piece {
     asm volatile("" : "+r"(length)); /* one copy of the length, or the verifier loses its bound */             \
     if (length > ROOM)                                                                                         \
       length = ROOM;                                                                                           \
-    if (bpf_probe_read_user((void *)(record + 1), length, (void *)piece->from) == 0) {                         \
+    bool copied = bpf_probe_read_user((void *)(record + 1), length, (void *)piece->from) == 0;                 \
+    if (piece->claim && !make_good(piece)) {                                                                   \
+      bpf_ringbuf_discard(record, 0);                                                                          \
+      return;                                                                                                  \
+    }                                                                                                          \
+    if (copied) {                                                                                              \
       record->captured = length;                                                                               \
     } else {                                                                                                   \
       record->flags |= FLAG_FAULT;                                                                             \

@@ -12,10 +12,6 @@
  * stack (runtime.g), and unless the stack pointer lies within them, nothing is believed.
  */
 
-#define GO_MAX_TRANSFER (1 << 30)
-#define GO_CLOSING (1ULL << 32) /* Close was called while a Write was under way: the last one ends the connection */
-#define GO_WRITERS(state) ((u32)(state)->writers)
-
 struct go_frame {
   u64 g;
   u64 high; /* end of the goroutine's stack */
@@ -139,12 +135,8 @@ int go_enter(struct pt_regs *ctx) {
       state = conn_make(&conn, (cookie >> 16) & 0xff, id);
     if (state)
       call.generation = state->conn.generation;
-    if (state && call.op == OP_WRITE && !bpf_map_lookup_elem(MAP_GOROUTINES, &key)) {
-      call.counted = 1;
-      __sync_fetch_and_add(&state->writers, 1);
-      state->writer_g = key.g;
-      state->writer_depth = key.depth;
-    }
+    if (call.op == OP_WRITE && !go_write_begins(state, &key, &call))
+      return 0;
   }
   if (bpf_map_update_elem(MAP_GOROUTINES, &key, &call, 0))
     count(COUNTER_CALL_TABLE_FULL, 1);
@@ -164,31 +156,8 @@ static __always_inline void go_handshake_ends(struct go_call *call, u64 id, bool
   emit_control(state, RECORD_HANDSHAKE, state->conn.handshake_start);
 }
 
-/* The answer may be read before the thread that wrote the question has come back from its system call. A Write
- * that is under way while a Read returns is therefore reported first, if it is the only one: of several, one
- * may still wait for the lock. Should it fail afterwards, more was reported than was sent; nothing can be sent
- * on such a connection any more. */
-static __always_inline void go_report_writer(struct conn_state *state, u64 id) {
-  if (GO_WRITERS(state) != 1)
-    return;
-  struct go_key key = {.g = state->writer_g, .tgid = id >> 32, .depth = state->writer_depth};
-  struct go_call *writer = bpf_map_lookup_elem(MAP_GOROUTINES, &key);
-  if (!writer || writer->op != OP_WRITE || writer->conn != state->conn.ssl || writer->moves)
-    return;
-  if (writer->generation != state->conn.generation || !writer->room || writer->room > GO_MAX_TRANSFER)
-    return;
-  if (__sync_val_compare_and_swap(&writer->taken, 0, 1))
-    return;
-  struct call data = {.start = writer->start, .op = OP_WRITE, .buffer = writer->buffer};
-  emit_data(state, &data, writer->room);
-}
-
 /* What a Read returned: never more than one TLS record. */
-static __always_inline void go_report_read(struct conn_state *state, struct piece *piece) {
-  u32 shard = state->shard;
-  void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
-  if (!ring)
-    return;
+static __always_inline void go_report_read(struct conn_state *state, void *ring, struct piece *piece) {
   account(state);
   piece->offset = state->conn.offset[RECEIVED];
   bool counted_only = spared(state, RECEIVED, piece->from, piece->size, piece->start);
@@ -219,9 +188,9 @@ static __always_inline bool go_leave(struct go_frame *frame, struct go_call *cal
       count(COUNTER_CALL_UNMATCHED, 1);
     return false;
   }
-  u64 taken = __sync_val_compare_and_swap(&entry->taken, 0, 1);
+  u64 claim = __sync_fetch_and_or(&entry->claim, GO_TAKEN_OVER);
   *call = *entry;
-  call->taken = taken;
+  call->claim = claim;
   bpf_map_delete_elem(MAP_GOROUTINES, &key);
   return true;
 }
@@ -256,10 +225,14 @@ int go_read(struct pt_regs *ctx) {
   struct conn_state *state = go_moved(&call, size, id, (bpf_get_attach_cookie(ctx) >> 16) & 0xff);
   if (!state)
     return 0;
-  go_report_writer(state, id);
+  u32 shard = state->shard;
+  void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
+  if (!ring)
+    return 0;
+  go_report_under_way(state, ring, id);
   struct piece piece = {.size = size, .start = call.start, .direction = RECEIVED};
   piece.from = call.moves ? frame.high - call.buffer : call.buffer;
-  go_report_read(state, &piece);
+  go_report_read(state, ring, &piece);
   return 0;
 }
 
@@ -271,19 +244,17 @@ int go_wrote(struct pt_regs *ctx) {
     return 0;
   struct conn_key key;
   go_conn_key(&key, &call, id);
-  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
-  bool last = false;
-  if (state && call.counted && state->conn.generation == call.generation)
-    last = __sync_fetch_and_add(&state->writers, -1) > GO_CLOSING && !GO_WRITERS(state);
   u64 size = frame.on_stack ? go_stack_word(&frame, 4) : GO_ARGUMENT_0(ctx);
-  if (size && !call.taken) {
-    state = go_moved(&call, size, id, (bpf_get_attach_cookie(ctx) >> 16) & 0xff);
-    struct call data = {.start = call.start, .op = OP_WRITE};
-    data.buffer = call.moves ? frame.high - call.buffer : call.buffer;
-    if (state)
-      emit_data(state, &data, size);
+  if (size) {
+    struct conn_state *moved = go_moved(&call, size, id, (bpf_get_attach_cookie(ctx) >> 16) & 0xff);
+    u64 from = call.moves ? frame.high - call.buffer : call.buffer;
+    if (moved)
+      go_report_write(moved, &call, from, size);
   }
-  if (state && last) {
+  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
+  if (!state || !call.counted || state->conn.generation != call.generation)
+    return 0;
+  if (__sync_fetch_and_add(&state->writers, -1) > GO_CLOSING && !GO_WRITERS(state)) {
     emit_control(state, RECORD_CLOSE, 0);
     bpf_map_delete_elem(MAP_CONNS, &key);
   }

@@ -65,12 +65,17 @@ int mapping_made_kprobe(struct pt_regs *ctx) {
   return 0;
 }
 
-/* mm_filemap_map_pages(struct address_space *, first, last) (6.14), where functions cannot be hooked: pages of a mapped
- * file are entered into a process's tables. The loader touches each library at once. It does not say what
- * for, so data files are told as well, each once. */
-int pages_mapped(u64 *ctx) {
-  u64 inode = read_u64(ctx[0], OFF_mapping_host);
+static __always_inline int page_used(u64 mapping) {
+  u64 inode = read_u64(mapping, OFF_mapping_host);
   if (inode)
     first_mapped(inode);
   return 0;
 }
+
+/* Where functions cannot be hooked: pages of a mapped file are entered into a process's tables, and the loader
+ * touches each library at once. It is not said what for, so data files are told as well, each once.
+ * mm_filemap_map_pages(struct address_space *, first, last) (6.14) is for pages that are there; */
+int pages_mapped(u64 *ctx) { return page_used(ctx[0]); }
+
+/* mm_filemap_fault(struct address_space *, index) (6.14) for one that is not, or that is being written to the disk. */
+int page_faulted(u64 *ctx) { return page_used(ctx[0]); }

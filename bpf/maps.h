@@ -204,7 +204,7 @@ struct go_call {
   u16 op;
   u8 moves;
   u8 counted; /* in the `writers` of its connection */
-  u64 taken; /* whoever makes it 1 reports what the call moves */
+  u64 claim; /* see go_writes.bpf.c */
 };
 _Static_assert(sizeof(struct go_call) == 64, "maps.py counts on it");
 

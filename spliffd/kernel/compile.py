@@ -38,6 +38,7 @@ SOURCES = (
     "sockets.bpf.c",
     "adjacent.bpf.c",
     "go_sockets.bpf.c",
+    "go_writes.bpf.c",
     "go.bpf.c",
     "facts.bpf.c",
     "record_lengths.bpf.c",
@@ -88,8 +89,14 @@ PROGRAMS = (
     "mapping_made_fentry",
     "mapping_made_kprobe",
     "pages_mapped",
+    "page_faulted",
 )
-TYPED_TRACEPOINTS = ("sock_send_length", "sock_recv_length", "mm_filemap_map_pages")
+TYPED_TRACEPOINTS = (
+    "sock_send_length",
+    "sock_recv_length",
+    "mm_filemap_map_pages",
+    "mm_filemap_fault",
+)
 FUNCTIONS = ("tcp_sendmsg", "tcp_recvmsg", "perf_event_mmap")
 STATE_TRACEPOINT = "inet_sock_set_state"
 SESSION_IS_RETURN = "bpf_session_is_return"

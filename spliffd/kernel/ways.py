@@ -82,10 +82,10 @@ MAPPING_WAYS = (
         (Hook("mapping_made_kprobe", "perf_event_mmap"),),
     ),
     Way(
-        "typed tracepoint mm_filemap_map_pages",
+        "typed tracepoints mm_filemap_map_pages, mm_filemap_fault",
         bpf.PROG_TRACING,
         bpf.ATTACH_RAW_TP,
-        (Hook("pages_mapped", "mm_filemap_map_pages"),),
+        (Hook("pages_mapped", "mm_filemap_map_pages"), Hook("page_faulted", "mm_filemap_fault")),
     ),
 )
 

@@ -26,7 +26,7 @@ for path in sys.argv[1:]:
 ABSENT = {
     "fentry of perf_event_mmap": "Operation not permitted",
     "kprobe on perf_event_mmap": "No such file or directory",
-    "typed tracepoint mm_filemap_map_pages": "No such file or directory",
+    "typed tracepoints mm_filemap_map_pages, mm_filemap_fault": "No such file or directory",
 }
 """What a kernel says that does not have a way: no text patching, no kprobes, older than 6.14."""
 

@@ -24,6 +24,7 @@ class Daemon:
     """spliffd in a lab. ``options`` go on its command line; the scope is always the lab's.
 
     With ``namespace`` it runs in a network namespace: the interfaces there are the only ones it knows.
+    ``tree`` holds its sources, where a test has changed them.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Daemon:
         wait: bool = True,
         env: dict[str, str] | None = None,
         namespace: Namespace | None = None,
+        tree: Path = REPOSITORY,
     ) -> None:
         refuse_unscoped(lab)
         self.lab = lab
@@ -57,7 +59,7 @@ class Daemon:
                 namespace.enter(*arguments, *options) if namespace else [*arguments, *options],
                 stdout=log,
                 stderr=log,
-                cwd=REPOSITORY,
+                cwd=tree,
                 env={**os.environ, **(env or {})},
             )
         lab.processes.append(self.process)
