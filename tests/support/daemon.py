@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -137,7 +138,10 @@ class Watch:
         self.losses: list[spliff_pb2.Loss] = []
         self.parts: dict[int, dict[bool, list[spliff_pb2.BodyPart]]] = {}
         self.started = threading.Event()
+        self.flushed = threading.Event()
         self.last = time.monotonic()
+        self._daemon = daemon
+        request.flush_key = self._key = secrets.randbits(63) + 1
         self._call = daemon.stub().Watch(request)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -156,6 +160,8 @@ class Watch:
         kind = item.WhichOneof("kind")
         if kind == "started":
             self.started.set()
+        elif kind == "flushed":
+            self.flushed.set()
         elif kind == "exchange":
             self.arrivals.append(time.time_ns())
             self.exchanges.append(item.exchange)
@@ -167,9 +173,13 @@ class Watch:
         else:
             self.items.append(item)
 
-    def settle(self, quiet: float = 1.0, seconds: float = 60.0) -> None:
-        """Until nothing has come for ``quiet`` seconds."""
-        wait_for(lambda: time.monotonic() - self.last > quiet, seconds, "quiet")
+    def settle(self, quiet: float = 0.2, seconds: float = 60.0) -> None:
+        """Until nothing has come for ``quiet`` seconds, and all that was captured by then has."""
+        began = time.monotonic()
+        wait_for(lambda: time.monotonic() - max(began, self.last) > quiet, seconds, "quiet")
+        self.flushed.clear()
+        self._daemon.stub().Flush(spliff_pb2.FlushRequest(flush_key=self._key))
+        assert self.flushed.wait(seconds), f"not flushed within {seconds} s"
 
     def wait_for(self, count: int, seconds: float = 30.0) -> None:
         """Until ``count`` exchanges are there."""

@@ -35,6 +35,15 @@ async def serving(path: Path) -> AsyncIterator[tuple[AuthServer, Tokens]]:
         yield server, tokens
     finally:
         server.stop()
+        async with asyncio.timeout(10):
+            while server.connections:
+                await asyncio.sleep(0.01)
+
+
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 async def test_a_grpc_client_gets_its_token_as_often_as_it_asks(folder: Path):
@@ -56,7 +65,7 @@ async def said(folder: Path, data: bytes) -> bytes:
         async with asyncio.timeout(0.1):
             while piece := await reader.read(65536):
                 out += piece
-    writer.close()
+    await hang_up(writer)
     return out
 
 
@@ -76,7 +85,7 @@ async def test_too_much_and_too_many(folder: Path, monkeypatch: pytest.MonkeyPat
         writer.write(PREFACE + frame(0, 0, 1, b"x" * 1000) * (MAX_BYTES // 1000 + 1))
         with contextlib.suppress(ConnectionError):
             await reader.read()
-        writer.close()
+        await hang_up(writer)
 
         waiting = [
             await asyncio.open_unix_connection(str(folder / "auth.sock")) for _ in range(MAX_OF_USER + 5)
@@ -95,7 +104,7 @@ async def test_too_much_and_too_many(folder: Path, monkeypatch: pytest.MonkeyPat
         assert server.connections == 0  # their time is over
         assert not server.users
         for _, one in waiting:
-            one.close()
+            await hang_up(one)
 
 
 @settings(deadline=None, max_examples=40)
@@ -116,7 +125,7 @@ def test_nothing_raises(tmp_path_factory, frames, begun):
                 writer.write(data)
                 writer.write_eof()
                 await reader.read()
-            writer.close()
+            await hang_up(writer)
         assert failures == []
 
     asyncio.run(run())

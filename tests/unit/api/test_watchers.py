@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import grpc
@@ -172,6 +173,9 @@ async def test_a_thousand_connections_cost_little_and_the_group_is_served(start)
     finally:
         for _, writer in open_ones:
             writer.close()
+        for _, writer in open_ones:
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 async def test_watchers_that_never_read_cost_their_bound_each(start):

@@ -1,9 +1,11 @@
 """The service is restarted, hung, killed and starved of memory: it comes back and captures."""
 
 import contextlib
+import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -136,6 +138,59 @@ def test_a_child_is_killed(server, part):
     figure(
         f"kill -9 of the {part}", f"captures again after {time.monotonic() - began:.1f} s, the daemon stays"
     )
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["at-rest", "while-asked"])
+def test_the_inspector_is_killed(server, tmp_path, busy):
+    """It comes when a library has content that was not met before; the next such library has another one."""
+    main, began = pid_of("supervisor"), time.monotonic()
+    with contextlib.ExitStack() as holders:
+        old = copied_library(tmp_path / "before", b"before" + busy * b"-busy")
+        hold(holders, old)
+        wait_for(lambda: is_attached(old), 120, f"{old} attached")
+        inspector = pid_of("inspector")
+        assert inspector
+        os.kill(inspector, signal.SIGSTOP if busy else signal.SIGKILL)
+        new = copied_library(tmp_path / "after", b"after" + busy * b"-busy")
+        hold(holders, new)
+        if busy:
+            time.sleep(2)  # by now it was asked
+            assert not is_attached(new)
+            os.kill(inspector, signal.SIGKILL)
+        wait_for(lambda: is_attached(new), 120, f"{new} attached")
+        with watching("--comm", "curl") as watch, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LD_LIBRARY_PATH", str(new.parent))
+            fetch(f"{server}/inspected?[1-7]")
+            assert len(watch.wait(7)) == 7
+    assert (pid_of("supervisor"), is_ready()) == (main, True)
+    assert pid_of("inspector") not in (0, inspector)
+    figure(f"kill -9 of the inspector {'while asked' if busy else 'at rest'}",
+           f"the next library is probed; {time.monotonic() - began:.1f} s with both")  # fmt: skip
+
+
+def copied_library(folder: Path, mark: bytes) -> Path:
+    """libssl with other content: what stands behind an ELF file's end is nobody's."""
+    folder.mkdir()
+    source = next(Path("/usr/lib").glob("*/libssl.so.3"))
+    copy = folder / source.name
+    copy.write_bytes(source.read_bytes() + mark)
+    return copy
+
+
+def hold(holders: contextlib.ExitStack, library: Path) -> None:
+    """A process that has loaded it, until the end."""
+    process = subprocess.Popen(
+        ["/usr/bin/python3", "-c", "import ssl, time; time.sleep(600)"],
+        env={"LD_LIBRARY_PATH": str(library.parent)},
+    )
+    holders.callback(process.wait)
+    holders.callback(process.kill)
+
+
+def is_attached(library: Path) -> bool:
+    lines = run("spliffctl", "libraries", "-o", "json").splitlines()
+    listed = [json.loads(line)["library"] for line in lines]
+    return any(one["path"] == str(library) and one["state"] == "attached" for one in listed)
 
 
 def answers() -> bool:
