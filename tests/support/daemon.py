@@ -187,6 +187,11 @@ class Watch:
             lambda: len(self.exchanges) >= count, seconds, f"{count} exchanges (have {len(self.exchanges)})"
         )
 
+    def wait_ended(self, seconds: float = 30.0) -> None:
+        """Until the daemon has ended the stream, as one that does not follow."""
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), f"the stream goes on after {seconds} s"
+
     def body(self, exchange: spliff_pb2.Exchange, *, response: bool) -> bytes:
         """A whole body: parts first, then what the exchange carries; holes raise."""
         message = exchange.response if response else exchange.request

@@ -99,7 +99,7 @@ def test_a_masked_secret_rests_nowhere(lab: Lab):
     watch.stop()
     # What history keeps, for a watcher that comes later.
     again = daemon.watch(bodies=True, messages=True, last=100, follow=False)
-    again.settle(0.5)
+    again.wait_ended()
     again.stop()
     assert len(again.exchanges) >= 10
     assert MARK not in b"".join(one.SerializeToString() for one in [*again.exchanges, *again.items])
