@@ -29,23 +29,23 @@ run: compiled
 	$(BIN)/spliffd
 
 # What measures or traces has the machine for itself; the others share it.
-test: compiled
-	@$(MAKE) --no-print-directory -j2 --output-sync=line test-unit test-plain
-	@$(MAKE) --no-print-directory test-system
+test: test-unit test-plain test-system
+
+SHARED := -n 3 --dist worksteal
 
 test-unit: compiled
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q $(SHARED) tests/unit
 
 # The sources of what is compiled.
 test-plain: compiled
-	SPLIFF_PURE=1 $(BIN)/pytest -q tests/unit/protocols tests/unit/correlation tests/unit/worker tests/unit/api
+	SPLIFF_PURE=1 $(BIN)/pytest -q $(SHARED) tests/unit/protocols tests/unit/correlation tests/unit/worker tests/unit/api
 
 test-system: compiled
 	$(BIN)/pytest --durations=40 tests/kernel tests/system
 
 # The package under a real systemd, on older kernels, in virtual machines: see tests/vm.
 test-vm: compiled
-	$(PY) -m tests.vm $(KERNELS)
+	$(PY) -m tests.vm $(if $(WITHIN),--within $(WITHIN)) $(KERNELS)
 
 # The images, which test-vm would make first, and keeps.
 prepare-vm: $(STAMP)
