@@ -73,7 +73,13 @@ def test_every_newcomer_is_captured_or_accounted_for(lab: Lab, daemon: Daemon, s
         listed = daemon.stub().ListProcesses(request).processes
         return {one.process.pid: one.reason for one in listed if one.covered == "not" and one.reason}
 
-    wait_for(lambda: reasons().keys() >= missed, 30, "a reason for each that was missed")
+    try:
+        wait_for(lambda: reasons().keys() >= missed, 30, "a reason for each that was missed")
+    except TimeoutError:
+        nothing = sorted(missed - reasons().keys())
+        listed = daemon.stub().ListProcesses(spliff_pb2.ListProcessesRequest(pids=nothing)).processes
+        ends = [out for pid, _, out in runs.values() if pid in nothing]
+        raise AssertionError(f"no reason for {nothing}, {ends}; the ledger has {list(listed)}") from None
     told = dict(Counter(reasons().values())) if missed else {}
     share = len(captured) / COUNT
     say(f"{COUNT} newcomers: {share:.2%} captured, {len(partly)} from the middle on, the rest: {told}")
