@@ -20,7 +20,8 @@
 #define GO_CLAIMED 1 /* a Read copies it */
 #define GO_REPORTED 2
 #define GO_TAKEN_OVER 4 /* the Write has returned */
-#define GO_HAND_OVER_TURNS 64 /* some 10 us; a Write that has returned needs two for its record */
+#define GO_HAND_OVER_NS 10000 /* a Write that has returned needs two us for its record */
+#define GO_HAND_OVER_TURNS 256 /* the verifier's bound; so many looks at the clock take longer than that */
 
 /* False if it has begun before: the check that found the stack too small is passed again on the new one. */
 static __always_inline bool go_write_begins(struct conn_state *state, struct go_key *key, struct go_call *call) {
@@ -51,7 +52,7 @@ static __always_inline void go_report_write(struct conn_state *state, struct go_
 
 /* The Write took over before all was copied: its record is to be the first in the ring, so it gets a moment. */
 static __always_inline void go_hand_over(struct conn_state *state, u64 at) {
-  u64 until = bpf_ktime_get_ns() + 10000;
+  u64 until = bpf_ktime_get_ns() + GO_HAND_OVER_NS;
   for (u32 i = 0; i < GO_HAND_OVER_TURNS; i++) {
     if (*(volatile u64 *)&state->conn.offset[SENT] != at || bpf_ktime_get_ns() > until)
       return;
@@ -89,7 +90,6 @@ static __always_inline void go_report_under_way(struct conn_state *state, void *
   }
   advance(&piece, skipped);
   piece.size -= skipped;
-  piece.flags = resumes(state, SENT);
   emit_last(state, ring, &piece);
   if (*(volatile u64 *)&call->claim == (piece.claimed | GO_TAKEN_OVER))
     go_hand_over(state, at);

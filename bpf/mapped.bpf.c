@@ -73,9 +73,9 @@ static __always_inline int page_used(u64 mapping) {
 }
 
 /* Where functions cannot be hooked: pages of a mapped file are entered into a process's tables, and the loader
- * touches each library at once. It is not said what for, so data files are told as well, each once.
- * mm_filemap_map_pages(struct address_space *, first, last) (6.14) is for pages that are there; */
+ * touches each library at once. It is not said what for, so data files are told as well, each once. Both are of 6.14:
+ * mm_filemap_map_pages(struct address_space *, first, last), for pages that are at hand, */
 int pages_mapped(u64 *ctx) { return page_used(ctx[0]); }
 
-/* mm_filemap_fault(struct address_space *, index) (6.14) for one that is not, or that is being written to the disk. */
+/* and mm_filemap_fault(struct address_space *, index), for one that is not, or is being written to the disk. */
 int page_faulted(u64 *ctx) { return page_used(ctx[0]); }

@@ -198,8 +198,20 @@ func onStack(conn *tls.Conn) string {
 	}
 }
 
+// Writes from that many frames down a young stack: at some depth it is Write's own check that finds it too small.
+//go:noinline
+func deep(depth int, conn *tls.Conn, data []byte) int {
+	if depth == 0 {
+		_, err := conn.Write(data)
+		check(err)
+		return 0
+	}
+	return deep(depth-1, conn, data) + 1
+}
+
 // Servers and clients on tls.Conn itself: `stack` reads into stack variables, `pipe` has no socket at all,
-// `wrapped` has one that cannot be known, `tunnel` is TLS in TLS, `dropped` never closes its tls.Conn.
+// `wrapped` has one that cannot be known, `tunnel` is TLS in TLS, `dropped` never closes its tls.Conn, `deep` lets
+// stacks grow in Write, and stays until its input ends.
 func raw(mode, certificate, key string, count int) {
 	pair, err := tls.LoadX509KeyPair(certificate, key)
 	check(err)
@@ -256,8 +268,16 @@ func raw(mode, certificate, key string, count int) {
 				check(fmt.Errorf("an answer of %d bytes", len(text)))
 			}
 		} else {
-			_, err = fmt.Fprintf(conn, "GET /raw/%d HTTP/1.1\r\nHost: go\r\n\r\n", n)
-			check(err)
+			request := []byte(fmt.Sprintf("GET /raw/%d HTTP/1.1\r\nHost: go\r\n\r\n", n))
+			if mode == "deep" {
+				check(conn.Handshake())
+				written := make(chan int)
+				go func() { written <- deep(n, conn, request) }()
+				<-written
+			} else {
+				_, err = conn.Write(request)
+				check(err)
+			}
 			_, err = io.ReadAll(conn)
 			check(err)
 			<-done
@@ -272,6 +292,10 @@ func raw(mode, certificate, key string, count int) {
 		} else {
 			conn.Close()
 		}
+	}
+	if mode == "deep" {
+		fmt.Println("closed")
+		io.Copy(io.Discard, os.Stdin)
 	}
 }
 

@@ -18,6 +18,8 @@ from tests.support.shared import lab_of_the_file
 REQUESTS = 211
 SIZE = 9001
 RAW = 101
+DEPTHS = 211
+"""Frames of some 50 bytes: more than a young stack of 8 KiB takes."""
 TOOLCHAINS = golang.toolchains()
 
 pytestmark = pytest.mark.skipif(not TOOLCHAINS, reason=golang.WITHOUT)
@@ -93,6 +95,13 @@ def test_a_stripped_program_is_listed_with_its_sites(program: Program):
 def test_every_request_of_many_goroutines(
     lab: Lab, daemon: Daemon, program: Program, protocol: str, keep: str
 ):
+    every_request_of_many_goroutines(lab, daemon, program, protocol, keep)
+
+
+def every_request_of_many_goroutines(
+    lab: Lab, daemon: Daemon, program: Program, protocol: str, keep: str
+) -> None:
+    """All requests at once: each is seen at both ends, once and whole, over the connection that the program says."""
     watch = daemon.watch(bodies=True)
     which = "h2" if protocol == "http2" else "h1"
     done = lab.run(program.path, "client", program.url, str(REQUESTS), str(SIZE), which, keep)
@@ -157,6 +166,29 @@ def test_connections_without_net_http(lab: Lab, daemon: Daemon, program: Program
             assert ends(one) in (truth[number], truth[number][::-1])
     generations = {(*ends(one), one.connection.role) for one in watch.exchanges}
     assert mode in ("pipe", "wrapped") or len(generations) == 2 * RAW
+    watch.stop()
+
+
+def test_a_stack_that_grows_in_write_itself_hides_no_end(lab: Lab, daemon: Daemon, program: Program):
+    """Write is entered twice then: it is one call, and when it is over the connection can end."""
+    watch = daemon.watch()
+    before = daemon.stats()["spliff_connections"]
+    arguments = (program.path, "raw", "deep", lab.certificate, lab.key, str(DEPTHS))
+    process = lab.start(*arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    while process.stdout.readline() != b"closed\n":
+        assert process.poll() is None
+    watch.wait_for(2 * DEPTHS)
+    watch.settle()
+
+    wanted = sorted(f"/raw/{n}" for n in range(DEPTHS) for _ in range(2))
+    assert sorted(one.request.path for one in watch.exchanges) == wanted
+    assert {one.completeness.state for one in watch.exchanges} == {"complete"}
+    assert lost(daemon) == {}
+    assert daemon.stats()["spliff_connections"] == before  # though the program still runs
+    process.stdin.close()
+    assert process.wait(10) == 0
     watch.stop()
 
 

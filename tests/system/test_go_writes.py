@@ -6,9 +6,7 @@ The window is a microsecond wide, or as long as a hypervisor likes. Here the sou
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,11 +14,7 @@ from tests.support import golang
 from tests.support.daemon import Daemon
 from tests.support.lab import REPOSITORY, Lab
 from tests.support.shared import lab_of_the_file
-from tests.system.test_go import by_role, lost, wait_attached
-
-REQUESTS = 211
-SIZE = 9001
-TOOLCHAINS = golang.toolchains()
+from tests.system.test_go import TOOLCHAINS, Program, every_request_of_many_goroutines
 
 pytestmark = pytest.mark.skipif(not TOOLCHAINS, reason=golang.WITHOUT)
 
@@ -51,34 +45,10 @@ def daemon(lab: Lab) -> Iterator[Daemon]:
 
 
 @pytest.fixture(scope="module")
-def program(lab: Lab) -> Path:
-    version = min(TOOLCHAINS)
-    return golang.build(TOOLCHAINS[version], lab.folder, f"go{version}", "-ldflags=-s -w")
+def program(lab: Lab, daemon: Daemon) -> Program:
+    return Program(lab, daemon, min(TOOLCHAINS))
 
 
-@pytest.mark.parametrize("protocol", ["h1", "h2"])
-def test_every_request_is_seen_once_and_whole(lab: Lab, daemon: Daemon, program: Path, protocol: str):
-    server = lab.start(program, "server", lab.certificate, lab.key, stdout=subprocess.PIPE)
-    assert server.stdout is not None
-    url = f"https://127.0.0.1:{int(server.stdout.readline())}"
-    wait_attached(daemon, program)
-    watch = daemon.watch(bodies=True)
-    done = lab.run(program, "client", url, str(REQUESTS), str(SIZE), protocol, "keep")
-    assert done.returncode == 0, done.stderr.decode()
-    watch.wait_for(2 * REQUESTS)
-    watch.settle()
-
-    assert watch.losses == []
-    assert lost(daemon) == {}
-    wanted = sorted(f"/n/{number}?size={SIZE}" for number in range(REQUESTS))
-    for role in ("client", "server"):
-        seen = by_role(watch, role)
-        assert sorted(one.request.path for one in seen) == wanted
-        for one in seen:
-            number = one.request.path.split("/")[2].split("?")[0]
-            assert (one.response.status, one.completeness.state) == (200, "complete")
-            assert watch.body(one, response=False) == f"{number},".encode() * (SIZE // 4)
-            assert watch.body(one, response=True).endswith(b" " + b"s" * SIZE)
-    watch.stop()
-    server.terminate()
-    server.wait()
+@pytest.mark.parametrize("protocol", ["http1", "http2"])
+def test_every_request_is_seen_once_and_whole(lab: Lab, daemon: Daemon, program: Program, protocol: str):
+    every_request_of_many_goroutines(lab, daemon, program, protocol, "keep")

@@ -4,7 +4,8 @@ Takes names of kernel series; prints each machine's transcript, and at the end o
 passed, 1 when something failed, and that is also a machine that ends without a word, a table in docs/kernels.md that
 is no longer true, or a second run (``--runs 2``) with another result than the first. Where no machine can be made (no
 QEMU, no root, another system than Debian 12), it says why and exits 0: the tests are then not done, and the line says
-so. The same for what there is no time for (``--within``), unless a test of it had failed by then. JUnit, figures and consoles are in build/vm.
+so. The same for what there is no time for (``--within``), unless a test of it had failed by then. JUnit, figures and
+consoles are in build/vm.
 """
 
 from __future__ import annotations
