@@ -36,7 +36,7 @@ from spliffd.protocols.mask_command import mask_command
 from spliffd.protocols.masking import Masker
 from spliffd.stages import health, host, usage
 from spliffd.stages.capture import Kernel, ScopeMaps
-from spliffd.stages.children import Child, let_sleep
+from spliffd.stages.children import Child
 from spliffd.stages.demands import Demands
 from spliffd.stages.interfaces import Interfaces
 from spliffd.stages.ledger import Ledger
@@ -95,6 +95,8 @@ class Supervisor:
         self.area = Area.create()
         self.processes = Processes()
         loop = asyncio.get_running_loop()
+        # Children are in the background of the terminal, if there is one: they may write to it all the same.
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -297,12 +299,10 @@ class Supervisor:
     async def _serve(self) -> None:
         interval = systemd.watchdog_interval() or TICK_SECONDS
         told: list[int] = []
-        threads: set[int] = set()
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), min(interval, TICK_SECONDS))
             self._pings += 1
-            let_sleep(self.api.pid, threads)
             alive = [child.ping(self._pings) for child in (*self.workers, self.api)]
             if all(alive):
                 self._notify.watchdog()

@@ -51,9 +51,10 @@ def wake_at_once(nice: int) -> None:
 def set_priority(pid: int, nice: int) -> None:
     """Sets a process's priority, also against other sessions; best effort.
 
-    With autogroup scheduling (sched(7)) nice counts within a session only, and each child is a session of
-    its own: the session's value is set as well. Never that of a session that others began: a daemon started
-    from a shell would raise every program of that shell. In a cgroup with a CPU weight, that decides instead.
+    With autogroup scheduling (sched(7)) nice counts within a session only: where the process began its
+    session, as a service's supervisor does for itself and its children, the session's value is set as well.
+    Never that of a session that others began: a daemon started from a shell would raise every program of that
+    shell. In a cgroup with a CPU weight, that decides instead.
     """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, nice)

@@ -40,7 +40,7 @@ while (message := hear()) is not None and not isinstance(message, ipc.Stop):
 INHERITED = """
 fds = {os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{n}")}
 secret = os.environ.get("SECRET_OF_THE_CALLER", "")
-say(ipc.Failed("|".join(sorted(fds)), f"{os.getcwd()} {secret} {os.getsid(0) == os.getpid()}"))
+say(ipc.Failed("|".join(sorted(fds)), f"{os.getcwd()} {secret} {os.getpgid(0) == os.getpid() != os.getsid(0)}"))
 """
 
 
