@@ -79,15 +79,16 @@ static __always_inline bool walk_fd(struct conn_state *state);
 static __always_inline void handshake_failed(struct calls *calls, u64 id, struct call *call, s32 result);
 static __always_inline void adjacent_call(struct conn_state *state, u64 id, u32 op, u64 size);
 
-/* A call is over that moved `size` bytes: if still nothing names its socket, what is next to it may. */
-static __always_inline void call_over(struct calls *calls, u64 id, struct call *call, u64 size) {
-  if (calls->depth)
-    return;
+static __always_inline struct conn_state *conn_known(struct calls *calls, u64 id, u64 ssl) {
   struct conn_key key;
-  conn_key_of(&key, calls, id, call->ssl);
-  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
-  if (state && state->conn.method == METHOD_NONE && state->fd < 0)
-    adjacent_call(state, id, call->op, size);
+  conn_key_of(&key, calls, id, ssl);
+  return bpf_map_lookup_elem(MAP_CONNS, &key);
+}
+
+/* A call is over that moved `size` bytes: if still nothing names its socket, what is next to it may. */
+static __always_inline void call_over(struct conn_state *state, struct calls *calls, u64 id, u32 op, u64 size) {
+  if (!calls->depth && state && state->conn.method == METHOD_NONE && state->fd < 0)
+    adjacent_call(state, id, op, size);
 }
 
 /* Enter: object, buffer, length. Frames that are deeper in the stack than this one have ended without
@@ -190,12 +191,14 @@ static __always_inline int left(struct pt_regs *ctx) {
   s32 result = (s32)PT_REGS_RC(ctx);
   u32 flavour = (cookie >> 8) & 0xff;
   if (op >= OP_HANDSHAKE) {
-    call_over(calls, id, call, 0);
+    struct conn_state *state = conn_known(calls, id, call->ssl);
+    call_over(state, calls, id, op, 0);
     if (result != (flavour == FLAVOUR_ZERO ? 0 : 1)) {
       handshake_failed(calls, id, call, result);
       return 0;
     }
-    struct conn_state *state = conn_of(calls, id, call->ssl, call->library);
+    if (!state)
+      state = conn_of(calls, id, call->ssl, call->library);
     if (state && !(state->conn.flags & CONN_HANDSHAKE_DONE)) {
       state->conn.flags |= CONN_HANDSHAKE_DONE;
       if (state->conn.method == METHOD_NONE)
@@ -214,15 +217,13 @@ static __always_inline int left(struct pt_regs *ctx) {
   } else if (result > 0) {
     size = result;
   }
-  call_over(calls, id, call, size);
+  struct conn_state *state = conn_known(calls, id, call->ssl);
+  call_over(state, calls, id, op, size);
   if (!size && (result != 0 || op != OP_READ))
     return 0;
   /* The end alone begins nothing: of a connection that no byte was seen of, nobody needs to hear. */
-  struct conn_key key;
-  conn_key_of(&key, calls, id, call->ssl);
-  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
   if (!state && size)
-    state = conn_make(&key, call->library, id);
+    state = conn_of(calls, id, call->ssl, call->library);
   if (!state)
     return 0;
   if (state->conn.method == METHOD_NONE)
