@@ -34,6 +34,8 @@ _RAW_IP = 101
 _NANOSECONDS = 9
 _BYTE_ORDER = 0x1A2B3C4D
 _LENGTH_UNKNOWN = -1
+_MOST = (1 << 64) - 1
+"""What fits into isb_ifdrop: more losses than that are said to be so many."""
 
 
 class Pcapng:
@@ -125,7 +127,7 @@ class Pcapng:
     def tail(self) -> bytes:
         """Interface statistics: what was lost."""
         causes = ", ".join(f"{count} lost ({cause})" for cause, count in self._lost.items())
-        options = [(_DROPPED, struct.pack("<Q", sum(self._lost.values())))]
+        options = [(_DROPPED, struct.pack("<Q", min(sum(self._lost.values()), _MOST)))]
         if causes:
             options.append((_COMMENT, causes.encode()[:MAX_COMMENT]))
         return _block(_STATISTICS, struct.pack("<III", 0, *_halves(self._last_ns)), options)
