@@ -33,8 +33,9 @@ MAX_CONNECTIONS = 16384
 """Live connections: about 3 KiB each, 48 MiB at the bound. The oldest goes first, and is counted."""
 
 _HEAD = records.HEAD.unpack_from
+_WHOLE = records.WHOLE.unpack_from
 _KEY_AT, _KEY_END = records.KEY_AT, records.KEY_AT + records.KEY_BYTES
-_METHOD_AT = records.CONN_AT + 85
+_METHOD_AT = records.METHOD_AT
 _PAYLOAD = records.HEADER_BYTES
 _WORD = (1 << 64) - 1
 _HANDSHAKE = records.CONN_HANDSHAKE_SEEN | records.CONN_HANDSHAKE_DONE | records.CONN_HANDSHAKE_FAILED
@@ -127,19 +128,18 @@ class Engine:
         connections = self.connections
         pieces: list[Piece] = []
         for at in positions:
-            kind, direction, flags, captured, end, offset, size, start = _HEAD(ring, at)
+            kind, direction, flags, captured, end, offset, size, start, key, method = _WHOLE(ring, at)
             if kind != records.DATA:
                 self._parse(pieces)
                 pieces = []
                 self._control(ring, at, kind, end, start)
                 continue
-            key = ring[at + _KEY_AT : at + _KEY_END]
             connection = connections.get(key)
             if connection is None:
                 self._parse(pieces)
                 pieces = []
                 connection = self._open(ring, key, at)
-            elif connection.method != ring[at + _METHOD_AT]:
+            elif connection.method != method:
                 self._socket(connection, ring, at)
                 self.handshakes.settle(connection, end)
             if flags & records.FLAGS_SPARED:

@@ -58,6 +58,10 @@ KEY_BYTES = 32
 
 HEAD = struct.Struct("=BBHIQQQQ")
 """kind, direction, flags, captured, time, offset, size, call_start."""
+METHOD_AT = CONN_AT + 85
+"""How the socket was found: changes when that happens, or when another is found."""
+WHOLE = struct.Struct(f"{HEAD.format}{KEY_AT - HEAD.size}x{KEY_BYTES}s{METHOD_AT - KEY_AT - KEY_BYTES}xB")
+"""The same, the connection's key, and its method: all that is looked at of nearly every record."""
 TGID_START = struct.Struct("=I4xQ")
 """At KEY_AT: tgid and start_ns."""
 _CONN = struct.Struct("=IIQQQ QQ16s16sHHBBBB IIII16s QQQ")

@@ -1,6 +1,6 @@
 """The start line of an HTTP/1.1 message; its field lines stay unread until somebody asks.
 
-Takes a head that was found whole (without the LF of its last line) and returns an HttpRequest or
+Takes the first line of a head (without its LF) and its other lines as a block, and returns an HttpRequest or
 HttpResponse, or None if the first line is no start line. Pure functions, one bounded table of status lines
 met before. Tolerates what RFC 9112 sections 3 and 4 let a recipient tolerate: several spaces, no reason.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from spliffd.protocols.http1_block import Block
 from spliffd.protocols.messages import HttpRequest, HttpResponse, text
 
 MAX_STATUS_LINES: Final = 512
@@ -32,9 +33,8 @@ _METHODS = {
 _status_lines: dict[bytes, tuple[int, str, str]] = {}
 
 
-def read_request(head: bytes) -> HttpRequest | None:
-    """Reads a request's head; None if the first line is no request line."""
-    first = head.split(b"\n", 1)[0]
+def read_request(first: bytes, block: Block | None) -> HttpRequest | None:
+    """A request with this first line; None if it is no request line."""
     parts = first.split(b" ")
     if len(parts) == 3:
         method, target, ending = parts
@@ -49,7 +49,7 @@ def read_request(head: bytes) -> HttpRequest | None:
         method, target, version = split
         name = method.decode()
     request = HttpRequest()
-    request.unread = head
+    request.block = block
     request.method = name
     request.version = version
     if target.startswith(b"/"):
@@ -59,9 +59,8 @@ def read_request(head: bytes) -> HttpRequest | None:
     return request
 
 
-def read_response(head: bytes) -> HttpResponse | None:
-    """Reads a response's head; None if the first line is no status line."""
-    first = head.split(b"\n", 1)[0]
+def read_response(first: bytes, block: Block | None) -> HttpResponse | None:
+    """A response with this first line; None if it is no status line."""
     status_line = _status_lines.get(first)
     if status_line is None:
         status_line = split_status_line(first)
@@ -70,7 +69,7 @@ def read_response(head: bytes) -> HttpResponse | None:
         if len(_status_lines) < MAX_STATUS_LINES and len(first) <= MAX_STATUS_LINE:
             _status_lines[first] = status_line
     response = HttpResponse()
-    response.unread = head
+    response.block = block
     response.status, response.reason, response.version = status_line
     return response
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import Final
 
 from spliffd.protocols import http1_stream as phase
+from spliffd.protocols.http1_block import Block, block_of
 from spliffd.protocols.http1_chunked import BROKEN, DONE, OnBody, find_head_end, read_chunked
-from spliffd.protocols.http1_fields import CHUNKED, UNSTATED, UNUSABLE, UNUSUAL, read_fields, scan_framing
+from spliffd.protocols.http1_fields import CHUNKED, UNSTATED, UNUSABLE, UNUSUAL, read_fields
 from spliffd.protocols.http1_head import is_start_line, read_request, read_response
 from spliffd.protocols.http1_pairing import UNKNOWN, Pairing
 from spliffd.protocols.http1_search import find_request, find_response
@@ -88,18 +89,15 @@ class Reader:
     def _read_head(self, stream: Stream, data: bytes, pos: int, now: int) -> int:
         end = data.find(b"\n\r\n", pos)
         if 0 <= end - pos < phase.QUICK_HEAD:
-            framing = scan_framing(data, pos, end + 1)
-            if framing == UNUSUAL:
-                pass
-            elif stream.is_response:
-                response = read_response(data[pos:end])
-                if response is not None:
-                    return self._begin_response(stream, response, framing, data, pos, end + 3, now)
-            else:
-                request = read_request(data[pos:end])
-                if request is not None:
-                    stream.switching = b""
-                    return self._begin_request(stream, request, framing, data, pos, end + 3, now)
+            newline = data.find(b"\n", pos, end + 1)
+            block = block_of(data, newline, end)
+            first = b"" if block.framing == UNUSUAL else data[pos:newline]
+            if stream.is_response:
+                if response := read_response(first, block):
+                    return self._begin_response(stream, response, block.framing, data, pos, end + 3, now)
+            elif request := read_request(first, block):
+                stream.switching = b""
+                return self._begin_request(stream, request, block.framing, data, pos, end + 3, now)
         return self._read_odd_head(stream, data, pos, now)
 
     def _read_odd_head(self, stream: Stream, data: bytes, pos: int, now: int) -> int:
@@ -139,7 +137,7 @@ class Reader:
         if stream.cut:
             self.oversized_heads += 1
             del fields.headers[phase.MAX_HEADERS :]
-        message = read_response(lines[0]) if stream.is_response else read_request(lines[0])
+        message = read_response(lines[0], None) if stream.is_response else read_request(lines[0], None)
         assert message is not None
         message.take_fields(fields)
         if isinstance(message, HttpRequest):
@@ -347,7 +345,9 @@ class Reader:
     def _begin_part(self, stream: Stream, head: bytes) -> bool:
         """Begins a message of whose head only ``head`` was seen; False if not even its start line was."""
         head = head[: max(0, head.rfind(b"\n"))]
-        message = read_response(head) if stream.is_response else read_request(head)
+        first, _, lines = head.partition(b"\n")
+        block = Block(lines, UNUSUAL)
+        message = read_response(first, block) if stream.is_response else read_request(first, block)
         if message is None:
             self.garbage_bytes += len(head)
             return False

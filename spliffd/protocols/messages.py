@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from spliffd.protocols.http1_block import Block
 from spliffd.protocols.http1_fields import Fields, Headers, read_fields
 
 __all__ = [
@@ -52,7 +53,7 @@ def text(data: bytes) -> str:
 class HttpMessage:
     """What requests and responses have in common.
 
-    ``headers``, ``content_type`` and ``content_encoding`` may be set, or read from ``unread`` when somebody
+    ``headers``, ``content_type`` and ``content_encoding`` may be set, or read from ``block`` when somebody
     asks for one of them: a head costs ten times more to read in full than to frame its body.
     """
 
@@ -61,6 +62,7 @@ class HttpMessage:
         "_content_type",
         "_headers",
         "ascii",
+        "block",
         "body_size",
         "decoded_size",
         "end_ns",
@@ -68,12 +70,11 @@ class HttpMessage:
         "overhead_size",
         "start_ns",
         "trailer_start",
-        "unread",
         "version",
     )
 
-    unread: bytes
-    """A head (HTTP/1, start line first, without the LF of its last line) not yet read for its fields."""
+    block: Block | None
+    """The field lines of a head (HTTP/1) not yet read for its fields."""
     ascii: bool
     """Whether all headers are known to be ASCII; False says nothing. Whoever adds headers clears it."""
     start_ns: int
@@ -95,7 +96,7 @@ class HttpMessage:
     """Body bytes after content decoding; set by whoever decodes, 0 until then."""
 
     def __init__(self) -> None:
-        self.unread = b""
+        self.block = None
         self.ascii = False
         self.start_ns = 0
         self.end_ns = 0
@@ -117,7 +118,7 @@ class HttpMessage:
 
     @headers.setter
     def headers(self, headers: Headers) -> None:
-        self.unread = b""
+        self.block = None
         self.ascii = False
         self._headers = headers
 
@@ -144,14 +145,15 @@ class HttpMessage:
         self._content_encoding = value
 
     def _read(self) -> Fields:
-        self.ascii = self.unread.isascii()
-        fields = read_fields(self.unread.split(b"\n")[1:])
+        lines = self.block.lines if self.block is not None else b""
+        self.ascii = lines.isascii()
+        fields = read_fields(lines.split(b"\n") if lines else [])
         self.take_fields(fields)
         return fields
 
     def take_fields(self, fields: Fields) -> None:
         """Sets what the field lines say."""
-        self.unread = b""
+        self.block = None
         self._headers = fields.headers
         if fields.content_type:
             self._content_type = text(fields.content_type)

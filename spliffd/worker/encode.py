@@ -141,6 +141,8 @@ _authority_constants = constants((_AUTHORITY,))
 _usual_constants: dict[tuple[str, str], bytes] = {}
 """Protocol, correlation and completeness of exchanges that are complete and never waited, by (protocol,
 wire), which both come from the engine's own short lists."""
+MAX_REMEMBERED: Final = 2048
+"""Longest request or response without its body that is remembered with its field lines (``Block``)."""
 _LOW_BITS: Final = 28
 """Low bits of a time that are encoded afresh; what is above changes every 0.27 s and is cached."""
 _high = (-1, b"")
@@ -282,30 +284,54 @@ def _facts(facts: ConnectionFacts | GrpcFacts, fields: list[tuple[Field, str]]) 
 
 
 def _request_bytes(request: HttpRequest, heads: Heads, secrets: Secrets | None) -> bytes:
+    head = heads.encode(request.block, secrets) if request.block is not None else None
+    if head is not None:
+        request.take_host(head[1])
+    authority = request.authority
+    block = request.block if head is not None and secrets is None else None
+    like: tuple[int | str, ...] = ()
+    if block is not None and block.repeats:
+        like = (request.path, request.method, authority, request.scheme, request.version, *_sizes(request))
+        if block.message_of == like:
+            return block.message
     masker = heads.masker
     path = to_utf8(masker.path(request.path))
     size = len(path)
-    head = heads.encode(request.unread, secrets) if request.unread else None
-    if head is not None:
-        request.take_host(head[1])
     parts = [
         _request_constants(request.method, request.scheme, request.version),
         _PATH[size] if size < SMALL else varint_field(_PATH[0], size),
         path,
-        _authority_constants(masker.authority(request.authority)),
+        _authority_constants(masker.authority(authority)),
     ]
     _add_half(parts, request, head, heads, secrets)
-    return b"".join(parts)
+    data = b"".join(parts)
+    if like and block is not None and len(data) <= MAX_REMEMBERED:
+        block.message_of, block.message = like, data
+    return data
 
 
 def _response_bytes(response: HttpResponse, heads: Heads, secrets: Secrets | None) -> bytes:
+    head = heads.encode(response.block, secrets) if response.block is not None else None
+    block = response.block if head is not None and secrets is None and not response.interim else None
+    like: tuple[int | str, ...] = ()
+    if block is not None and block.repeats:
+        like = (response.status, response.reason, response.version, *_sizes(response))
+        if block.message_of == like:
+            return block.message
     parts = [_response_constants(response.status, response.reason, response.version)]
-    head = heads.encode(response.unread, secrets) if response.unread else None
     _add_half(parts, response, head, heads, secrets)
     if response.interim:
         statuses = b"".join([varint(status) for status in response.interim])
         parts += (_INTERIM.tag, varint(len(statuses)), statuses)
-    return b"".join(parts)
+    data = b"".join(parts)
+    if like and block is not None and len(data) <= MAX_REMEMBERED:
+        block.message_of, block.message = like, data
+    return data
+
+
+def _sizes(message: HttpMessage) -> tuple[int, int, int]:
+    """What is written of a message besides its first line and fields; it has no trailers when unread."""
+    return message.overhead_size, message.body_size, message.decoded_size
 
 
 def _add_half(

@@ -1,11 +1,11 @@
 """Header fields, serialised with secrets masked; an HTTP/1 head's straight from the wire, remembered.
 
-Takes a head that nobody has read yet (``HttpMessage.unread``) and returns its ``headers`` field, and what
+Takes a head that nobody has read yet (``HttpMessage.block``) and returns its ``headers`` field, and what
 is said beside it of Content-Type and Content-Encoding, as protobuf. The fields of a head are often the same
-as in another, and cost one look-up then. Else most lines were in another head a moment ago, even where an
-id or a date differs, so a line costs one look-up; splitting every head into names and values, only to join
-them again, costs four times as much. Masks are remembered with the lines, so that a head without secrets
-pays nothing for them.
+as in another: what they gave stays with their block. Else most lines were in another head a moment ago, even
+where an id or a date differs, so a line costs one look-up; splitting every head into names and values, only
+to join them again, costs four times as much. Masks are remembered with the lines, so that a head without
+secrets pays nothing for them.
 
 Anything unusual (folded lines, no colon, blanks around a name) is left to ``messages`` (returns None).
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 from spliffd.pb import spliff_pb2 as pb
+from spliffd.protocols.http1_block import Block
 from spliffd.protocols.masking import PLAIN, SECRET, Masker
 from spliffd.protocols.messages import Headers, text
 from spliffd.protocols.protobuf import Field, size_table, to_utf8, varint_field
@@ -24,15 +25,6 @@ MAX_LINES: Final = 4096
 MAX_LINE: Final = 256
 """Longest line remembered; with its encoding about 700 bytes, 3 MiB in all. Longer ones (cookies, tokens)
 seldom repeat."""
-
-MAX_BLOCKS: Final = 1024
-"""Heads remembered whole: a program sends the same fields again and again, a server answers with them; and
-MAX_BLOCK keeps all of them below 3 MiB."""
-MAX_BLOCK: Final = 1024
-MISSES: Final = 64
-PAUSE: Final = 4096
-"""After so many heads in a row that were not among them, so many are not looked for: where all heads differ,
-to remember them costs a twentieth of an exchange."""
 
 _PLAIN, _HOST, _TYPE, _ENCODING, _SECRET = range(5)
 _SPECIAL = {b"host": _HOST, b"content-type": _TYPE, b"content-encoding": _ENCODING}
@@ -61,29 +53,18 @@ class Heads:
     def __init__(self, masker: Masker) -> None:
         self.masker = masker
         self._lines: dict[bytes, _Line] = {}
-        self._blocks: dict[bytes, tuple[bytes, str]] = {}
-        self._misses = 0
-        self._pause = 0
 
-    def encode(self, unread: bytes, secrets: Secrets | None) -> tuple[bytes, str] | None:
+    def encode(self, block: Block, secrets: Secrets | None) -> tuple[bytes, str] | None:
         """(fields of Request or Response, Host) for a head; None when it must be read in full.
 
         What was masked is added to ``secrets``, where that is wanted.
         """
-        block = unread[unread.find(b"\n") + 1 :]
-        remember = False
-        if self._pause:
-            self._pause -= 1
-        elif secrets is None and len(block) <= MAX_BLOCK:
-            whole = self._blocks.get(block)
-            if whole is not None:
-                self._misses = 0
-                return whole
-            remember = True
+        if secrets is None and block.encoder is self:
+            return block.encoded
         parts: list[bytes] = []
         special: list[_Line] | None = None
         known = self._lines.get
-        for line in block.split(b"\n"):
+        for line in block.lines.split(b"\n") if block.lines else ():
             found = known(line) or self._encode_line(line)
             if found is None:
                 return None
@@ -106,13 +87,7 @@ class Heads:
             for kind, value in last.items():
                 parts.append(_BESIDE[kind].encode(text(value)))
         encoded = b"".join(parts), text(host)
-        if remember:
-            self._misses += 1
-            if self._misses > MISSES:
-                self._misses, self._pause = 0, PAUSE
-            if len(self._blocks) >= MAX_BLOCKS:
-                self._blocks.clear()
-            self._blocks[block] = encoded
+        block.encoder, block.encoded, block.message_of = self, encoded, ()
         return encoded
 
     def add(self, parts: list[bytes], headers: Headers, ascii_only: bool, secrets: Secrets | None) -> None:

@@ -24,18 +24,26 @@ MAX_DECODED: Final = 64 << 20
 MAX_RATIO: Final = 200
 """Decoded bytes for each one on the wire, beyond the first MiB: JSON reaches 50, bombs 1,000 and more."""
 
-_FIELD: Final = re.compile(rb"\ncontent-(type|encoding)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_FIELD: Final = re.compile(rb"^content-(type|encoding)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 
 Run = tuple[int, bytes, bytes]
 
 
 def content_of(message: HttpMessage) -> tuple[str, str]:
     """Content-Type and Content-Encoding, without reading a whole head for them."""
-    unread = message.unread
-    if not unread or b"\n " in unread or b"\n\t" in unread:  # read already, or folded
+    block = message.block
+    if block is None:  # read already
+        return message.content_type, message.content_encoding
+    if block.content is None:
+        block.content = _content_of(message, block.lines)
+    return block.content
+
+
+def _content_of(message: HttpMessage, lines: bytes) -> tuple[str, str]:
+    if lines[:1] in (b" ", b"\t") or b"\n " in lines or b"\n\t" in lines:  # folded
         return message.content_type, message.content_encoding
     kind = encoding = ""
-    for name, value in _FIELD.findall(unread):
+    for name, value in _FIELD.findall(lines):
         if len(name) == 4:
             kind = text(value)
         else:

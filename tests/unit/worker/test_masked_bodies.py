@@ -23,6 +23,7 @@ from spliffd.pb import spliff_pb2 as pb
 from spliffd.protocols.masking import Masker
 from spliffd.worker.output import Output
 from spliffd.worker.receiver import FrameMaker
+from tests.support.batches import frames_of
 
 MASKER = Masker(b"k" * 32, Access().mask_headers, Access().mask_fields)
 REQUEST, RESPONSE = 0, 1
@@ -38,9 +39,14 @@ def frames(
 ) -> list[ipc.Frame]:
     """What a client's connection over which ``pieces`` went becomes; ``gap``: index of a piece that is lost."""
     kept: list[ipc.Frame] = []
+
+    def keep(batch: ipc.Batch, datagram: bytearray) -> None:
+        kept.extend(frames_of(batch))
+        datagram[:] = b"-"
+
     output = Output(Area.create().workers[0])
     output.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with output.link, theirs, mock.patch.object(ipc, "encode", lambda batch: kept.extend(batch) or b"-"):
+    with output.link, theirs, mock.patch.object(ipc, "encode_into", keep):
         run(output, pieces, reveal=reveal, limit=limit, whole=whole, gap=gap)
         output.flush()
     return kept

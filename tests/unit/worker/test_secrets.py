@@ -15,6 +15,7 @@ from spliffd.protocols.messages import HttpExchange, HttpRequest, HttpResponse
 from spliffd.worker.encode import exchange_bytes
 from spliffd.worker.heads import Heads
 from spliffd.worker.summaries import summary
+from tests.support.blocks import block_of_lines
 
 MASKER = Masker(b"k" * 32, Access().mask_headers, Access().mask_fields)
 
@@ -110,7 +111,7 @@ def test_no_value_of_a_masked_header_is_public(headers, of_response, lines):
         half, exchange.response = HttpRequest(), None
         exchange.request = half
     if lines and headers:
-        half.unread = b"x\r\n" + b"\r\n".join(name + b": " + value for name, value in headers)
+        half.block = block_of_lines(b"\r\n".join(name + b": " + value for name, value in headers))
     else:
         half.headers = list(headers)
     public, secret = pieces(exchange, reveal=True)
