@@ -7,6 +7,7 @@ daemon's processes keep theirs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable
@@ -57,10 +58,11 @@ def descendants(pid: int) -> dict[int, str]:
     found: dict[int, str] = {}
     todo = [pid]
     while todo:
-        for task in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
-            for child in map(int, task.read_text().split()):
-                found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                todo.append(child)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is ending just now
+            for task in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
+                for child in map(int, task.read_text().split()):
+                    found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    todo.append(child)
     return found
 
 

@@ -25,6 +25,7 @@ from bench.report import Figure
 from spliffd import ipc
 from spliffd.config import History
 from spliffd.pb import spliff_pb2 as pb
+from tests.support.batches import as_sent
 from tests.support.lab import REPOSITORY, say
 
 RATE = 5_000
@@ -192,7 +193,7 @@ def measure() -> list[Figure]:
     """Each number of watchers, and what one more costs."""
     part = f"watchers: the api's CPU at {RATE:,} exchanges/s, each watcher with another filter"
     every = frames()
-    batches = [ipc.encode(every[at : at + BATCH]) for at in range(0, len(every) - BATCH, BATCH)]
+    batches = [ipc.encode(as_sent(every[at : at + BATCH])) for at in range(0, len(every) - BATCH, BATCH)]
     figures, cost = [], {}
     for count in WATCHERS:
         cost[count], delivered = run(count, batches)

@@ -80,7 +80,7 @@ class Bench:
             "armed-fd": self.maps.fd["armed"], "shards": 1, "control-fd": theirs.fileno(),
             "counters-fd": self.area.fd, "kernel-counters-fd": self.maps.fd["counters"],
             "conns-fd": self.maps.fd["conns"], "speakers-fd": self.maps.fd["speakers"],
-            "flows-fd": self.maps.fd["flows"],
+            "flows-fd": self.maps.fd["flows"], "hellos-fd": self.maps.fd["hellos"],
             "unwanted-fd": self.maps.fd["unwanted"],
             "uid": user.pw_uid, "gid": user.pw_gid,
         }  # fmt: skip

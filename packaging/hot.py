@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 from spliffd import compiled  # noqa: E402 - found through the line above, wherever this is started from
 
 HOT = (
+    "spliffd/entries.py",
     "spliffd/kernel/ring.py",
     "spliffd/correlation/*.py",
     "spliffd/protocols/*.py",

@@ -54,7 +54,7 @@ class Summary(msgspec.Struct, array_like=True, gc=False):
     status: int
 
 
-class Frame(msgspec.Struct, array_like=True, gc=False):
+class Frame(msgspec.Struct, array_like=True, gc=False, tag=0):
     """One thing to deliver, serialised once.
 
     ``summary`` is a Summary, encoded: most watchers have no filter, and then nobody takes it apart.
@@ -90,8 +90,28 @@ class Frame(msgspec.Struct, array_like=True, gc=False):
     """Whose process it is of; for LOSS nobody's."""
 
 
-Batch = list[Frame]
-"""One datagram of the data link, worker to api."""
+class Exchanges(msgspec.Struct, array_like=True, gc=False, tag=1):
+    """Exchanges that every watcher gets alike, as they will be sent but for their ids (``spliffd.entries``).
+
+    Nearly all are: without bodies, parts and secrets there is nothing that one may get and another not. The
+    api gives them their ids and hands all on at once; one by one they would cost it three times as much.
+    What is longer than a number is joined, with an array of the ends (native numbers) beside it.
+    """
+
+    entries: memoryview
+    """Entries of ``WatchResponse.items``, one behind the other."""
+    ends: bytes
+    """uint32 each."""
+    summaries: bytes
+    """Encoded ``Summary``s."""
+    summary_ends: bytes
+    """uint32 each."""
+    uids: bytes
+    """int64 each: whose process it is of, as in Frame."""
+
+
+Batch = list[Frame | Exchanges]
+"""One datagram of the data link, worker to api. Of Exchanges the entries lie in the datagram's own memory."""
 
 
 class Whom(msgspec.Struct, array_like=True):
@@ -354,9 +374,22 @@ ToChild = (
 FromChild = Pong | Ready | Failed | WhoIs | EnterOwners | Watching | Nameless | Query
 
 encode = msgspec.msgpack.Encoder().encode
+encode_into = msgspec.msgpack.Encoder().encode_into
 decode_batch = msgspec.msgpack.Decoder(Batch).decode
 decode_from_api = msgspec.msgpack.Decoder(Demand | Flush).decode
 decode_summary = msgspec.msgpack.Decoder(Summary).decode
 decode_to_child = msgspec.msgpack.Decoder(ToChild).decode
 decode_audited = msgspec.msgpack.Decoder(Audited).decode
 decode_from_child = msgspec.msgpack.Decoder(FromChild).decode
+
+
+UNKNOWN = Summary(0, 0, -1, "", "", "", "", "", "", 0, 0, "", "", [], "", "", "", "", 0)
+"""Of which nothing is known."""
+
+
+def summary_of(encoded: bytes) -> Summary:
+    """The few facts that filters need; UNKNOWN for what is none."""
+    try:
+        return decode_summary(encoded)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return UNKNOWN  # only a worker that lies sends one

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import msgspec
 from google.protobuf.message import DecodeError, Message
 
 from spliffd import ipc
@@ -39,28 +38,11 @@ MESSAGES: dict[int, type[Message]] = {
 """Of a body part the frame holds no message: what is asked of one is empty."""
 
 
-UNKNOWN = ipc.Summary(0, 0, -1, "", "", "", "", "", "", 0, 0, "", "", [], "", "", "", "", 0)
-"""Of which nothing is known."""
-
-
 class Variant(NamedTuple):
     """An entry ready to be sent, and how many body bytes are in it."""
 
     entry: bytes
     body_bytes: int
-
-
-def is_alike(frame: ipc.Frame) -> bool:
-    """Whether every watcher who wants this exchange gets the same of it: no body, no parts, no secrets."""
-    return not (
-        frame.part_key
-        or frame.secret
-        or frame.request_body
-        or frame.response_body
-        or frame.withheld
-        or frame.secret_request_body
-        or frame.secret_response_body
-    )
 
 
 class Delivery:
@@ -80,16 +62,14 @@ class Delivery:
         "kind",
     )
 
-    def __init__(
-        self, frame: ipc.Frame, number: int = 0, own_number: int = 0, plain: bytes | None = None
-    ) -> None:
+    def __init__(self, frame: ipc.Frame, number: int = 0, own_number: int = 0) -> None:
         if not frame.summary or frame.kind not in KINDS:
             raise ValueError(f"a frame of kind {frame.kind} without a summary")
         self.frame = frame
         self.kind = frame.kind
         self._summary: ipc.Summary | None = None
         self._variants: dict[tuple[int, int, bool], Variant] | None = None
-        self._plain = plain
+        self._plain: bytes | None = None
         self._message: Message | None = None
         self._masked: dict[tuple[bytes, tuple[str, ...]], bytes] | None = None
         self._own: Delivery | None = None
@@ -110,10 +90,7 @@ class Delivery:
     def summary(self) -> ipc.Summary:
         """The few facts that filters need, taken apart when the first of them asks."""
         if self._summary is None:
-            try:
-                self._summary = ipc.decode_summary(self.frame.summary)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                self._summary = UNKNOWN  # only a worker that lies sends one
+            self._summary = ipc.summary_of(self.frame.summary)
         return self._summary
 
     def has_body(self, *, reveal: bool) -> bool:

@@ -1,7 +1,7 @@
 """What was seen lately, for watchers that come later: exchanges and losses, in the order of delivery.
 
 Takes exchanges as they are numbered; gives records by position. What came together is kept together, as it
-came: to put one away costs next to nothing, and the few that are asked for are made records then. Bounded in
+came: to put them away costs next to nothing, and the few that are asked for are made records then. Bounded in
 bytes and number: the oldest give way. Keeps the public piece of a frame only, so that what is revealed to one
 watcher is never kept, and bodies (masked) up to a limit. A position counts exchanges and losses alike and,
 with a file behind it (``store``), goes on across restarts; ids start anew with each epoch. Reading costs
@@ -16,16 +16,17 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from spliffd import ipc
-from spliffd.api.delivery import Delivery, is_alike
+from spliffd.api.delivery import Delivery
 from spliffd.config import History as Settings
+from spliffd.entries import Entries
 from spliffd.pb import spliff_pb2 as pb
 
 RECORD_OVERHEAD = 500
 """Memory of a record beyond its bytes: a frame, its numbers, two bytes objects and what the allocator wastes
 between them."""
 
-MAX_BLOCK = 64
-"""Exchanges that are kept, and give way, together: few enough that a bound is kept nearly to the byte."""
+NUMBERS_OVERHEAD = 64
+"""Memory of one of many that came together, beyond its bytes: where it ends, and whose it is."""
 
 GONE = 1024
 """Places of blocks that gave way before their list is cut: seldom, for it costs a copy of the rest."""
@@ -54,7 +55,7 @@ class Record(NamedTuple):
 class _Block:
     """Exchanges delivered at once, or one loss; ``position`` and ``number`` are those of the first."""
 
-    __slots__ = ("frames", "number", "owns", "position", "size", "time_ns")
+    __slots__ = ("count", "entries", "frames", "number", "owns", "position", "size", "time_ns")
 
     def __init__(
         self,
@@ -64,13 +65,21 @@ class _Block:
         frames: list[ipc.Frame],
         owns: list[int] | None,
         size: int,
+        entries: Entries | None = None,
     ) -> None:
         self.position = position
         self.number = number
         self.time_ns = time_ns
         self.frames = frames
+        self.entries = entries
+        """In place of frames, where all came together."""
+        self.count = len(frames) if entries is None else len(entries)
         self.owns = owns
         self.size = size
+
+    def frame(self, index: int) -> ipc.Frame:
+        """One of them."""
+        return self.frames[index] if self.entries is None else self.entries.frame(index)
 
 
 class Store(Protocol):
@@ -103,32 +112,24 @@ class History:
         """The oldest one in memory; ``next_position`` when there is none."""
         return self._first
 
-    def add(self, frames: list[ipc.Frame], number: int, owns: list[int] | None, now_ns: int) -> None:
-        """Keeps delivered exchanges, the first of which has this ``number``.
-
-        ``owns`` are theirs among their users' exchanges. Nobody may change the list afterwards.
-        """
+    def add(self, frame: ipc.Frame, number: int, own: int, now_ns: int) -> None:
+        """Keeps a delivered exchange; ``own`` is its number among those of its user."""
         if not self.enabled:
             return
-        if len(frames) <= MAX_BLOCK:
-            self._keep(frames, number, owns, now_ns)
-            return
-        for at in range(0, len(frames), MAX_BLOCK):
-            end = at + MAX_BLOCK
-            self._keep(frames[at:end], number + at, None if owns is None else owns[at:end], now_ns)
+        kept = self._trimmed(frame)
+        bodies = len(kept.request_body) + len(kept.response_body)
+        size = len(kept.public) + len(kept.summary) + bodies + RECORD_OVERHEAD
+        self._number = number
+        self._append(_Block(self.next_position, number, now_ns, [kept], [own], size))
 
-    def _keep(self, frames: list[ipc.Frame], number: int, owns: list[int] | None, now_ns: int) -> None:
-        kept = frames
-        size = len(frames) * RECORD_OVERHEAD
-        for index, frame in enumerate(frames):
-            size += len(frame.public) + len(frame.summary)
-            if not is_alike(frame):
-                if kept is frames:
-                    kept = frames.copy()  # others are given them as they are
-                trimmed = kept[index] = self._trimmed(frame)
-                size += len(trimmed.request_body) + len(trimmed.response_body)
-        self._number = number + len(frames) - 1
-        self._append(_Block(self.next_position, number, now_ns, kept, owns, size))
+    def add_entries(self, entries: Entries, owns: list[int] | None, now_ns: int) -> None:
+        """Keeps exchanges that came together; ``owns`` are their numbers among those of their users."""
+        if not self.enabled:
+            return
+        count = len(entries)
+        size = len(entries.data) + entries.summary_bytes + count * NUMBERS_OVERHEAD + RECORD_OVERHEAD
+        self._number = entries.first + count - 1
+        self._append(_Block(self.next_position, entries.first, now_ns, [], owns, size, entries))
 
     def _trimmed(self, frame: ipc.Frame) -> ipc.Frame:
         """Of the frame what may be kept."""
@@ -148,7 +149,12 @@ class History:
         if not self.enabled:
             return
         last = self._blocks[-1] if self._gone < len(self._blocks) else None
-        if last is not None and last.frames[0].kind == ipc.LOSS and self._store is None:
+        if (
+            last is not None
+            and last.entries is None
+            and last.frames[0].kind == ipc.LOSS
+            and self._store is None
+        ):
             known = pb.Loss.FromString(last.frames[0].public)
             if (known.stage, known.reason) == (loss.stage, loss.reason):
                 known.count += loss.count
@@ -178,7 +184,7 @@ class History:
         found: list[Record] = []
         while at < end:
             block = self._block(at)
-            here = min(end, block.position + len(block.frames))
+            here = min(end, block.position + block.count)
             found += [self._record(block, one) for one in range(at - block.position, here - block.position)]
             at = here
         return found
@@ -208,7 +214,7 @@ class History:
         return self._blocks[at - 1]
 
     def _record(self, block: _Block, index: int) -> Record:
-        frame = block.frames[index]
+        frame = block.frame(index)
         loss = frame.kind == ipc.LOSS
         return Record(
             block.position + index,
@@ -227,15 +233,19 @@ class History:
     def _append(self, block: _Block) -> None:
         blocks = self._blocks
         blocks.append(block)
-        self.next_position += len(block.frames)
+        self.next_position += block.count
         self._held += block.size
         if self._store is not None:
-            self._waiting += [self._record(block, index) for index in range(len(block.frames))]
+            self._waiting += [self._record(block, index) for index in range(block.count)]
         while self._held > self._room or self.next_position - self._first > self._most:
             oldest = blocks[self._gone]
+            end = oldest.position + oldest.count
+            if self._held <= self._room and self.next_position - end < self._most:
+                self._first = self.next_position - self._most  # the rest of this block stays
+                break
+            self._first = end
             self._held -= oldest.size
-            self._first += len(oldest.frames)
-            oldest.frames = []
+            oldest.frames, oldest.entries = [], None
             self._gone += 1
             if self._gone >= GONE:
                 del blocks[: self._gone]

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from google.protobuf.message import DecodeError
 
 from spliffd import ipc
-from spliffd.api import whom, wire
-from spliffd.api.delivery import Delivery, is_alike
+from spliffd.api import whom
+from spliffd.api.delivery import Delivery
 from spliffd.api.history import History
 from spliffd.api.links import DataLink
 from spliffd.api.subscribers import Subscriber
 from spliffd.api.wishes import Wishes
 from spliffd.counters import Region
+from spliffd.entries import Entries
 from spliffd.pb import spliff_pb2 as pb
 
 log = logging.getLogger("spliffd.api")
@@ -218,67 +219,70 @@ class Hub:
 
     # ---- frames --------------------------------------------------------------------------------
 
-    def deliver(self, frames: ipc.Batch) -> None:
-        """Gives every frame to every watcher."""
-        self._region.add("frames_received", len(frames))
+    def deliver(self, batch: ipc.Batch) -> int:
+        """Gives everything to every watcher; returns how much it was."""
         now = time.time_ns()
-        run: list[ipc.Frame] = []
-        for frame in frames:
-            if frame.kind == ipc.EXCHANGE and frame.summary:
-                run.append(frame)
+        count = 0
+        for one in batch:
+            if isinstance(one, ipc.Exchanges):
+                count += self._alike(one, now)
                 continue
-            if run:
-                self._exchanges(run, now)
-                run = []
-            if frame.kind == ipc.LOSS:
-                self._deliver_loss(frame)
-                continue
-            try:
-                delivery = Delivery(frame)
-            except ValueError as error:
-                log.warning("a worker sent a broken frame: %s", error)
-                self._lose_bad(len(frame.public))
-                continue
-            for subscriber in self.subscribers:
-                subscriber.offer(delivery)
-        if run:
-            self._exchanges(run, now)
+            count += 1
+            if one.kind == ipc.EXCHANGE and one.summary:
+                self._exchange(one, now)
+            elif one.kind == ipc.LOSS:
+                self._deliver_loss(one)
+            else:
+                self._other(one)
+        self._region.add("frames_received", count)
         self.history.flush()
+        return count
 
-    def _exchanges(self, run: list[ipc.Frame], now: int) -> None:
-        """Numbers, keeps and hands out exchanges that follow one another.
+    def _alike(self, told: ipc.Exchanges, now: int) -> int:
+        """Numbers, keeps and hands out exchanges that every watcher gets alike.
 
-        Most have nothing in them that one watcher may get and another not; whoever wants everything is
-        given those together.
+        Whoever wants them as they are is given them together.
         """
         number = self.next_id
-        self.next_id += len(run)
-        owns = [self._own_number(frame.uid) for frame in run] if self._numbers_owners else None
-        self.history.add(run, number, owns, now)
-        subscribers = self.subscribers
-        if not subscribers:
-            return
-        unfiltered = [one for one in subscribers if one.takes_all]
-        choosing = [one for one in subscribers if not one.takes_all]
-        entries: list[bytes] = []
-        for index, frame in enumerate(run):
-            own = owns[index] if owns is not None else 0
-            if is_alike(frame):
-                entry = wire.exchange(frame.public, number + index)
-                if choosing:
-                    delivery = Delivery(frame, number + index, own, entry)
-                    for subscriber in choosing:
-                        subscriber.offer(delivery)
-                entries.append(entry)
-                continue
-            for subscriber in unfiltered:
-                subscriber.take(entries)
-            entries = []
-            delivery = Delivery(frame, number + index, own)
-            for subscriber in subscribers:
+        try:
+            entries = Entries(told, number)
+        except ValueError as error:
+            log.warning("a worker sent broken exchanges: %s", error)
+            self._lose_bad(len(told.entries))
+            return 0
+        self.next_id += len(entries)
+        owns = [self._own_number(uid) for uid in entries.uids] if self._numbers_owners else None
+        self.history.add_entries(entries, owns, now)
+        single = [subscriber for subscriber in self.subscribers if not subscriber.take(entries)]
+        if single:
+            for index in range(len(entries)):
+                own = owns[index] if owns is not None else 0
+                delivery = Delivery(entries.frame(index), number + index, own)
+                for subscriber in single:
+                    subscriber.offer(delivery)
+        entries.forget()  # history keeps them
+        return len(entries)
+
+    def _exchange(self, frame: ipc.Frame, now: int) -> None:
+        """The same for one of which a watcher may get more than another."""
+        number = self.next_id
+        self.next_id += 1
+        own = self._own_number(frame.uid) if self._numbers_owners else 0
+        self.history.add(frame, number, own, now)
+        if self.subscribers:
+            delivery = Delivery(frame, number, own)
+            for subscriber in self.subscribers:
                 subscriber.offer(delivery)
-        for subscriber in unfiltered:
-            subscriber.take(entries)
+
+    def _other(self, frame: ipc.Frame) -> None:
+        try:
+            delivery = Delivery(frame)
+        except ValueError as error:
+            log.warning("a worker sent a broken frame: %s", error)
+            self._lose_bad(len(frame.public))
+            return
+        for subscriber in self.subscribers:
+            subscriber.offer(delivery)
 
     def own_next(self, uid: int) -> int:
         """The number that the next exchange of this user will have among them."""

@@ -78,9 +78,10 @@ class Outbox:
 class DataLink:
     """The link to one worker: batches in, demands out.
 
-    ``on_batch(frames)`` gets each batch, ``on_bad(size)`` each datagram that is none, ``on_change()``
-    is called after each acknowledgement and when the worker has closed its end. A worker acknowledges a
-    ``Demand`` by an empty batch, a ``Flush`` by its number, behind everything it sent before.
+    ``on_batch(batch)`` gets each batch, to be used at once (its memory is used again), ``on_bad(size)`` each
+    datagram that is none, ``on_change()`` is called after each acknowledgement and when the worker has closed
+    its end. A worker acknowledges a ``Demand`` by an empty batch, a ``Flush`` by its number, behind all that
+    it sent before.
     """
 
     def __init__(
@@ -159,8 +160,9 @@ class DataLink:
         except (msgspec.DecodeError, UnicodeDecodeError):
             self._on_bad(size)
             return True
-        if len(batch) == 1 and batch[0].kind == ipc.FLUSHED:
-            self.flushed = max(self.flushed, batch[0].part_key)
+        first = batch[0] if batch else None
+        if isinstance(first, ipc.Frame) and first.kind == ipc.FLUSHED:
+            self.flushed = max(self.flushed, first.part_key)
             self._on_change()
         elif batch:
             self._on_batch(batch)

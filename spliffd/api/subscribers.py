@@ -19,15 +19,16 @@ from spliffd.api import wire
 from spliffd.api.delivery import Delivery
 from spliffd.api.wishes import Wishes
 from spliffd.counters import Region
+from spliffd.entries import Entries
 from spliffd.pb import spliff_pb2 as pb
 
 FLUSH_INTERVAL = 0.005
 """Seconds between two writes under load: the cost of a write is shared by what came meanwhile, and
 latency stays at human speed. After a longer pause the first item goes at once."""
 
-FLUSH_ITEMS = 256
+FLUSH_ITEMS = 1024
 FLUSH_BYTES = 1 << 20
-"""What is worth a write before the interval is over."""
+"""What is worth a write before the interval is over; half of the queue is, too."""
 
 MESSAGE_BYTES = 5 << 19
 """A message is this long and one item (a datagram's 1 MiB) more at most: gRPC clients accept 4 MiB. The event
@@ -77,7 +78,11 @@ class Subscriber:
         self._words = region.words
         self._filtered_slot = region.index("items_filtered")
         self._region = region
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[bytes | bytearray] = deque()
+        """Entries, one by one, and such that came together (bytearray)."""
+        self._together: deque[int] = deque()
+        """How many there are in each of those that came together."""
+        self._items = 0
         self._room = wishes.queue_bytes
         self._body_room = int(wishes.queue_bytes * BODY_SHARE)
         self._held = 0
@@ -89,9 +94,15 @@ class Subscriber:
         self._waiter: asyncio.Future[None] | None = None
         self._wake_at = 1
         self._last_write = float("-inf")
+        self._flush_bytes = min(FLUSH_BYTES, wishes.queue_bytes // 2)
         self._closing = False
         self._owner = -1 if wishes.owner is None else wishes.owner
-        self._unfiltered = wishes.filter is None and wishes.mask is None and wishes.owner is None
+        self._as_they_are = (
+            wishes.mask is None
+            and wishes.owner is None
+            and (wishes.filter is None or wishes.filter.expression is None)
+        )
+        """Whether an exchange that every watcher gets alike is wanted whole or not, by its summary."""
         self.replaying = wishes.past is not None
 
     @property
@@ -140,23 +151,49 @@ class Subscriber:
         if chosen is not None and chosen.descendants is not None:
             self._tell_refused(chosen.descendants.refused)
 
-    @property
-    def takes_all(self) -> bool:
-        """Whether this watcher wants every exchange as it is, now."""
-        return self._unfiltered and not self.replaying
+    def take(self, entries: Entries) -> bool:
+        """Queues what this watcher wants of exchanges that came together; tells what it loses.
 
-    def take(self, entries: list[bytes]) -> None:
-        """Queues exchanges for whoever ``takes_all``; tells what it loses."""
-        held = self._held + len(entries) * ITEM_OVERHEAD
-        for entry in entries:
-            held += len(entry)
+        False: they must be offered one by one, for it does not want them as they are.
+        """
+        if not self._as_they_are:
+            return False
+        if self.replaying:
+            return True
+        wanted = self.wishes.filter
+        if wanted is None:
+            self._take(entries, 0, len(entries))
+            return True
+        match = wanted.match
+        start = index = kept = 0
+        for summary in entries.summaries():
+            if not match(summary):
+                if start < index:
+                    self._take(entries, start, index)
+                    kept += index - start
+                start = index + 1
+            index += 1
+        if start < index:
+            self._take(entries, start, index)
+            kept += index - start
+        self._words[self._filtered_slot] += index - kept
+        if wanted.descendants is not None:
+            self._tell_refused(wanted.descendants.refused)
+        return True
+
+    def _take(self, entries: Entries, start: int, end: int) -> None:
+        data = entries.slice(start, end)
+        held = self._held + len(data) + ITEM_OVERHEAD
         if held > self._room:
-            for entry in entries:
+            for index in range(start, end):
+                entry = entries.entry(index)
                 if not self._push(entry, self._room):
                     self._drop("queue_full", "subscriber_lost_items", len(entry))
             return
         self._held = held
-        self._queue.extend(entries)
+        self._queue.append(data)
+        self._together.append(end - start)
+        self._items += end - start
         if self._waiter is not None and self._is_worth_waking():
             self._wake()
 
@@ -244,6 +281,7 @@ class Subscriber:
             return False
         self._held = held
         self._queue.append(entry)
+        self._items += 1
         if self._waiter is not None and self._is_worth_waking():
             self._wake()
         return True
@@ -283,7 +321,7 @@ class Subscriber:
             self._wake_at = FLUSH_ITEMS
             if not self._is_worth_waking():
                 await self._wait(FLUSH_ITEMS, due)
-        return self._take()
+        return self._message()
 
     def written(self) -> None:
         """The message that ``next`` returned has left."""
@@ -293,31 +331,35 @@ class Subscriber:
 
     def count_rest(self) -> None:
         """The stream ends with something in the queue: counts it as lost."""
-        self._region.add("subscriber_lost_items", len(self._queue))
+        self._region.add("subscriber_lost_items", self._items)
         self._region.add("subscriber_lost_bytes", sum(map(len, self._queue)))
 
-    def _take(self) -> bytes:
-        told = [_loss_entry(*key, *facts) for key, facts in self._losses.items()]
+    def _message(self) -> bytes:
+        told: list[bytes | bytearray] = [_loss_entry(*key, *facts) for key, facts in self._losses.items()]
         self._losses.clear()
-        queue = self._queue
+        queue, together = self._queue, self._together
+        before = self._items
         if self._held <= MESSAGE_BYTES:
-            items = list(queue)
+            pieces = list(queue)
             queue.clear()
+            together.clear()
+            self._items = 0
             self._writing = self._held
         else:
-            items = []
+            pieces = []
             size = 0
             while queue and size < MESSAGE_BYTES:
-                item = queue.popleft()
-                items.append(item)
-                size += len(item) + ITEM_OVERHEAD
+                piece = queue.popleft()
+                pieces.append(piece)
+                self._items -= together.popleft() if isinstance(piece, bytearray) else 1
+                size += len(piece) + ITEM_OVERHEAD
             self._writing = size
-        self._region.add("items_delivered", len(items))
+        self._region.add("items_delivered", before - self._items)
         self._region.add("batches_sent")
-        return b"".join(told + items)
+        return b"".join(told + pieces)
 
     def _is_worth_waking(self) -> bool:
-        return len(self._queue) >= self._wake_at or self._held - self._writing >= FLUSH_BYTES
+        return self._items >= self._wake_at or self._held - self._writing >= self._flush_bytes
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

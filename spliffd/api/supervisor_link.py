@@ -123,9 +123,8 @@ class SupervisorLink:
         log.debug("worker %d is connected", worker)
         self._hub.connect(worker, lambda hub: DataLink(sock, self._deliver, hub.bad_datagram, hub.notify))
 
-    def _deliver(self, frames: ipc.Batch) -> None:
-        self._hub.deliver(frames)
-        self._ebb.came(len(frames))
+    def _deliver(self, batch: ipc.Batch) -> None:
+        self._ebb.came(self._hub.deliver(batch))
 
     def _bad(self, size: int) -> None:
         log.error("the supervisor sent %d bytes that cannot be read; is it another version?", size)

@@ -86,27 +86,6 @@ def entry(kind: str, *pieces: bytes) -> bytes:
     return b"".join((ITEMS_TAG, varint(len(head) + size), head, *pieces))
 
 
-_EXCHANGE_TAG = KIND_TAGS["exchange"]
-
-
-def exchange(public: bytes, number: int) -> bytes:
-    """The entry of an exchange that is ``public`` and nothing else, with its id."""
-    identity = varint(number)
-    size = len(public) + len(ID_TAG) + len(identity)
-    inner = varint(size)
-    return b"".join(
-        (
-            ITEMS_TAG,
-            varint(len(_EXCHANGE_TAG) + len(inner) + size),
-            _EXCHANGE_TAG,
-            inner,
-            public,
-            ID_TAG,
-            identity,
-        )
-    )
-
-
 _HIDING_KEY = os.urandom(16)
 """Part keys count what all users do; who may know of one of them only gets them hashed by this."""
 

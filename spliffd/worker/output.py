@@ -15,6 +15,7 @@ import time
 
 from spliffd import ipc
 from spliffd.counters import Region
+from spliffd.entries import Writer
 from spliffd.pb import spliff_pb2
 
 STALL_SECONDS = 1.0
@@ -24,8 +25,9 @@ BATCH_BYTES = 512 << 10
 """A batch is sent before it exceeds this. One frame alone may: a body part is 384 KiB at most (what is held
 and one record), twice that with its unmasked twin, and so below MAX_DATAGRAM."""
 
-BATCH_FRAMES = 256
-"""And when it has this many frames, so that the api can share out the work."""
+BATCH_FRAMES = 128
+"""And when it has this many frames, so that the api can share out the work, and a batch is no memory mapping
+of its own (``spliffd.stages.children``, ``environment``)."""
 
 
 class Output:
@@ -34,14 +36,20 @@ class Output:
     def __init__(self, counters: Region) -> None:
         self.link: socket.socket | None = None
         self._counters = counters
-        self._frames: list[ipc.Frame] = []
+        self._batch: ipc.Batch = []
+        self._count = 0
+        """Exchanges and others in the batch, those that are alike included."""
+        self._alike = Writer()
         self._bytes = 0
+        self._datagram = bytearray(BATCH_BYTES)
+        """Where batches are encoded: memory that is at hand each time."""
         self._losses: dict[tuple[str, str], list[int]] = {}
 
     def put(self, frame: ipc.Frame) -> None:
         """Adds a frame; sends when the batch is full."""
         size = (
             len(frame.public)
+            + len(frame.summary)
             + len(frame.request_body)
             + len(frame.response_body)
             + len(frame.secret)
@@ -49,11 +57,25 @@ class Output:
             + len(frame.secret_response_body)
             + 256
         )
-        if self._frames and self._bytes + size > BATCH_BYTES:
+        if self._count and self._bytes + size > BATCH_BYTES:
             self.flush()
-        self._frames.append(frame)
+        if len(self._alike):
+            self._batch.append(self._alike.take())
+        self._batch.append(frame)
+        self._put(size)
+
+    def put_alike(self, public: bytes, summary: bytes, uid: int) -> None:
+        """Adds an exchange that every watcher gets alike; arguments as in ``ipc.Frame``."""
+        size = len(public) + len(summary) + 256
+        if self._count and self._bytes + size > BATCH_BYTES:
+            self.flush()
+        self._alike.add(public, summary, uid)
+        self._put(size)
+
+    def _put(self, size: int) -> None:
         self._bytes += size
-        if self._bytes >= BATCH_BYTES or len(self._frames) >= BATCH_FRAMES:
+        self._count += 1
+        if self._bytes >= BATCH_BYTES or self._count >= BATCH_FRAMES:
             self.flush()
 
     def lose(self, stage: str, reason: str, count: int, size: int, first: int, last: int) -> None:
@@ -66,42 +88,48 @@ class Output:
 
     def pending(self) -> bool:
         """Whether anything waits to be sent."""
-        return bool(self._frames or self._losses)
+        return bool(self._count or self._losses)
 
     def flush(self) -> None:
         """Sends what there is."""
+        if len(self._alike):
+            self._batch.append(self._alike.take())
         if self._losses and self.link is not None:
-            self._frames += [_loss_frame(*key, *entry) for key, entry in self._losses.items()]
+            self._batch += [_loss_frame(*key, *entry) for key, entry in self._losses.items()]
+            self._count += len(self._losses)
             self._losses.clear()
-        if not self._frames:
+        if not self._batch:
             return
-        frames, self._frames = self._frames, []
+        batch, self._batch = self._batch, []
         size, self._bytes = self._bytes, 0
-        if self.link is None or not self._send(ipc.encode(frames)):
-            self._drop(frames, size)
+        count, self._count = self._count, 0
+        if self.link is None or not self._send(batch):
+            self._drop(count, size)
 
     def acknowledge(self) -> None:
         """Tells the api that its Demand is in force: an empty batch, behind everything before it."""
         self.flush()
         if self.link is not None:
-            self._send(ipc.encode([]))
+            self._send([])
 
     def flushed(self, number: int) -> None:
         """Tells the api that everything that its Flush asked for has been sent."""
         self.flush()
         if self.link is not None:
-            self._send(ipc.encode([ipc.Frame(ipc.FLUSHED, number, b"", b"")]))
+            self._send([ipc.Frame(ipc.FLUSHED, number, b"", b"")])
 
-    def _drop(self, frames: list[ipc.Frame], size: int) -> None:
+    def _drop(self, count: int, size: int) -> None:
         now = time.time_ns()
-        self._counters.add("output_dropped_frames", len(frames))
+        self._counters.add("output_dropped_frames", count)
         self._counters.add("output_dropped_bytes", size)
-        self.lose("worker", "queue_full", len(frames), size, now, now)
+        self.lose("worker", "queue_full", count, size, now, now)
 
-    def _send(self, datagram: bytes) -> bool:
+    def _send(self, batch: ipc.Batch) -> bool:
         link = self.link
         if link is None:
             return False
+        datagram = self._datagram
+        ipc.encode_into(batch, datagram)
         try:
             link.send(datagram)
             return True

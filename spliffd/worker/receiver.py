@@ -75,26 +75,18 @@ class FrameMaker:
         wall = self.wall_offset_ns
         heads, reveal = self._heads, self.demand.reveal
         masker = heads.masker
-        pieces = [
-            (
-                exchange_bytes(
-                    connection.facts,
-                    exchange,
-                    protocol_of(connection, exchange),
-                    connection.facts.wire or "NONE",
-                    attempts,
-                    waited,
-                    wall,
-                    heads,
-                    reveal,
-                ),
-                summary(connection.facts, exchange, protocol_of(connection, exchange), masker),
+        put, put_alike = self._output.put, self._output.put_alike
+        for connection, exchange, attempts, waited in finished:
+            facts = connection.facts
+            protocol = protocol_of(connection, exchange)
+            public, secret = exchange_bytes(
+                facts, exchange, protocol, facts.wire or "NONE", attempts, waited, wall, heads, reveal
             )
-            for connection, exchange, attempts, waited in finished
-        ]
-        put = self._output.put
-        for (connection, exchange, _, _), ((public, secret), told) in zip(finished, pieces, strict=True):
-            frame = ipc.Frame(ipc.EXCHANGE, exchange.part_key, told, public, secret, uid=connection.facts.uid)
+            told = summary(facts, exchange, protocol, masker)
+            if exchange.user is None and not secret and not exchange.part_key:
+                put_alike(public, told, facts.uid)
+                continue
+            frame = ipc.Frame(ipc.EXCHANGE, exchange.part_key, told, public, secret, uid=facts.uid)
             bodies = exchange.user
             if bodies is not None:
                 exchange.user = None

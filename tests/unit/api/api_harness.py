@@ -19,6 +19,7 @@ import msgspec
 from spliffd import counters, ipc
 from spliffd.config import Access, Capture, Config, History, Tls
 from spliffd.pb import spliff_pb2 as pb
+from tests.support.batches import as_sent
 
 NOBODY = 65534
 
@@ -47,8 +48,8 @@ class Worker:
     def flushed(self, number: int) -> None:
         self.send([ipc.Frame(ipc.FLUSHED, number, b"", b"")])
 
-    def send(self, frames: ipc.Batch) -> None:
-        self.sock.send(ipc.encode(frames))
+    def send(self, frames: list[ipc.Frame]) -> None:
+        self.sock.send(ipc.encode(as_sent(frames)))
 
 
 class Api:

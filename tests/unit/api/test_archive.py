@@ -236,7 +236,7 @@ async def test_without_a_disk_memory_goes_on(folder):
     history = History(Settings(memory_mib=1), 1, gone.open(), gone)
     frame = ipc.Frame(ipc.EXCHANGE, 0, ipc.encode(summary(pid=1)), b"")
     for number in range(1, 102):
-        history.add([frame], number, None, number)
+        history.add(frame, number, 0, number)
         history.flush()
     gone.close()
 

@@ -11,9 +11,10 @@ import pytest
 from api_harness import Stream, exchange
 
 from spliffd import ipc
-from spliffd.api.history import GONE, MAX_BLOCK
+from spliffd.api.history import GONE
 from spliffd.api.history import History as Kept
 from spliffd.config import History
+from spliffd.entries import Entries, Writer
 from spliffd.pb import spliff_pb2 as pb
 from spliffd.pb import spliff_pb2_grpc
 
@@ -207,24 +208,40 @@ async def test_what_history_keeps_less_of_is_delivered_whole(api, stub):
     assert [len(one.response.body) for one in kept] == [0, 10, 0]
 
 
-@pytest.mark.parametrize("batch", [1, MAX_BLOCK + 3])
+@pytest.mark.parametrize("batch", [1, 67])
 def test_of_many_batches_the_last_ones_are_kept(batch: int):
     kept = Kept(History(memory_mib=8, exchanges=101), 5)
-    frame = ipc.Frame(ipc.EXCHANGE, 0, b"summary", b"public", uid=7)
     for number in range(1, batch * (GONE + 1009), batch):
-        kept.add([frame] * batch, number, list(range(number + 1000, number + 1000 + batch)), number)
+        writer = Writer()
+        for _ in range(batch):
+            writer.add(b"", b"summary", 7)
+        entries = Entries(writer.take(), number)
+        kept.add_entries(entries, list(range(number + 1000, number + 1000 + batch)), number)
         kept.add_loss(pb.Loss(stage="kernel", reason=f"{number}", last_time_ns=number))
     records = kept.read(kept.first_position, 10_000)
 
     assert [record.position for record in records] == list(range(kept.first_position, kept.next_position))
-    assert 101 - MAX_BLOCK <= len(records) <= 101
+    assert len(records) == 101
     exchanges = [record for record in records if not record.loss]
     last = number + batch - 1
     assert [one.number for one in exchanges] == list(range(last - len(exchanges) + 1, last + 1))
     assert {one.own - one.number for one in exchanges} == {1000}
+    assert {one.uid for one in exchanges} == {7}
     assert records[-1].loss
     assert kept.at_or_behind(last) == exchanges[-1].position
     assert kept.since(exchanges[-1].time_ns) <= exchanges[-1].position
+
+
+def test_memory_is_bounded_by_bytes_of_what_came_together():
+    kept = Kept(History(memory_mib=1, exchanges=1_000_000), 5)
+    for number in range(1, 101 * 64, 64):
+        writer = Writer()
+        for _ in range(64):
+            writer.add(bytes(1000), b"", 7)
+        kept.add_entries(Entries(writer.take(), number), None, number)
+    records = kept.read(kept.first_position, 100_000)
+    assert records[-1].number == 101 * 64
+    assert (1 << 20) - 70 * 1080 < 1080 * len(records) < 1 << 20
 
 
 async def test_an_exchange_by_its_id(api, stub):

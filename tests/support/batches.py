@@ -1,0 +1,49 @@
+"""What a worker sends to the api, made of single frames: those that are alike go together, as from a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from spliffd import ipc
+from spliffd.entries import Entries, Writer
+
+
+def is_alike(frame: ipc.Frame) -> bool:
+    """Whether every watcher who wants this exchange gets the same of it: no body, no parts, no secrets."""
+    return not (
+        frame.part_key
+        or frame.secret
+        or frame.request_body
+        or frame.response_body
+        or frame.withheld
+        or frame.secret_request_body
+        or frame.secret_response_body
+    )
+
+
+def as_sent(frames: Iterable[ipc.Frame]) -> ipc.Batch:
+    """The batch in which a worker sends these."""
+    batch: ipc.Batch = []
+    writer = Writer()
+    for frame in frames:
+        if frame.kind == ipc.EXCHANGE and is_alike(frame):
+            writer.add(frame.public, frame.summary, frame.uid)
+            continue
+        if len(writer):
+            batch.append(writer.take())
+        batch.append(frame)
+    if len(writer):
+        batch.append(writer.take())
+    return batch
+
+
+def frames_of(batch: ipc.Batch) -> list[ipc.Frame]:
+    """The single frames of a batch."""
+    found: list[ipc.Frame] = []
+    for one in batch:
+        if isinstance(one, ipc.Exchanges):
+            entries = Entries(one, 1)
+            found += [entries.frame(index) for index in range(len(entries))]
+        else:
+            found.append(one)
+    return found
