@@ -23,6 +23,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from spliffd import ipc, metrics, privileges, resident, seccomp
+from spliffd.api import slack
 from spliffd.api.access import CertificateDoor, Door, GroupDoor, OwnDoor
 from spliffd.api.auth_server import AuthServer
 from spliffd.api.history import History
@@ -100,7 +101,9 @@ async def run(inputs: Inputs) -> int:
     config = inputs.config
     store = _archive(inputs)
     tokens = Tokens(_reveal_gid(config.access.reveal_group))
-    doors = _doors(inputs, tokens)
+    with slack.together():
+        grpc.aio.init_grpc_aio()  # its threads, from which all later ones come
+        doors = _doors(inputs, tokens)
     for_all = config.access.users == "own"
     auth = AuthServer(_auth_socket(auth_socket(inputs.path), inputs.identity, for_all=for_all), tokens)
     _drop_privileges(inputs.identity)

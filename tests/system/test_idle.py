@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from spliffd.api.slack import SLACK_NS
 from spliffd.pb import spliff_pb2 as pb
 from tests.support.lab import cgroup_root, say, wait_for
 from tests.support.raw_watch import RawWatch
@@ -70,6 +71,11 @@ def scheduled_seconds(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
+def slack_ns(task: Path) -> int:
+    """How late a thread may be woken."""
+    return int(Path(f"/proc/{task.name}/timerslack_ns").read_text())
+
+
 def test_idle_costs_at_most_a_thousandth_of_a_core(golden: Stage, account: Path):
     daemon = golden.daemon
     server = golden.serve()
@@ -87,6 +93,12 @@ def test_idle_costs_at_most_a_thousandth_of_a_core(golden: Stage, account: Path)
         name: int(n) for name, n in daemon.stats().items() if name.startswith("spliff_interfaces{") and n
     }
     assert hooked == {'spliff_interfaces{hook="TC",mode="tcx"}': 5}, hooked  # lo eth0 vxlan0 wg0 br0
+
+    # gRPC's threads, most of what wakes up, do so together; what answers does so at once.
+    slack = {int(task.name): slack_ns(task) for task in Path(f"/proc/{lasting['api']}/task").iterdir()}
+    assert slack.pop(lasting["api"]) < SLACK_NS
+    assert len(slack) >= 5, slack
+    assert set(slack.values()) == {SLACK_NS}, slack
 
     # The machine is shared: what else runs on it makes the same work dearer. One more minute is granted,
     # and is held to the same limit.
