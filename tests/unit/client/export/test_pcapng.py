@@ -228,6 +228,16 @@ def test_losses_are_in_the_statistics_of_the_file(dissect):
     assert b"7 lost (subscriber: queue_full)" in content
 
 
+def test_more_losses_than_the_statistics_can_say_are_as_many_as_they_can(dissect):
+    form = Pcapng()
+    head = form.head()
+    for reason in ("queue_full", "body_shed"):
+        form.loss(pb.Loss(stage="subscriber", reason=reason, count=(1 << 64) - 1))
+    data = whole(form, head)
+    assert struct.unpack_from("<HHQ", blocks(data)[-1][1], 12) == (5, 8, (1 << 64) - 1)
+    assert dissect(data, "frame") == []  # and tshark reads the file
+
+
 def test_a_new_file_describes_everything_again(build, dissect):
     form = Pcapng()
     form.head()
