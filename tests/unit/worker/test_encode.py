@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +16,6 @@ from spliffd.worker import encode
 from spliffd.worker.encode import body_piece, connection_prefix, exchange_bytes
 from spliffd.worker.heads import Heads
 from spliffd.worker.summaries import summary
-from tests.support.blocks import look_for_blocks
 
 MASKER = Masker(b"key", Access().mask_headers, Access().mask_fields)
 HEADS = Heads(MASKER)
@@ -356,48 +352,3 @@ def test_the_wires_proof_takes_the_place_of_the_offsets():
     assert proof() == "wire"
     exchange.state = "in_progress"
     assert proof() == "offsets", "more of it is to come"
-
-
-LINES = b"Host: host.example\r\nAuthorization: Bearer s3cr3t\r\nX-Mine: m1n3\r\n"
-
-
-def remembered(heads: Heads, up: bytes, down: bytes, *, reveal: bool = False) -> pb.Exchange:
-    public, _ = exchange_bytes(
-        ConnectionFacts(), parsed(up, down), "http1", "TC", 0, 0, WALL, heads, reveal=reveal
-    )
-    return pb.Exchange.FromString(public)
-
-
-def any_messages() -> Iterator[tuple[bytes, bytes, bool, bool]]:
-    """Request, response, whether more is masked than usual, and whether secrets are kept: that seldom."""
-    any_of = random.Random(7).choice
-    for _ in range(2000):
-        method, path = (
-            any_of(["GET", "PUT", "HEAD"]),
-            any_of(["/a", "/b", "/b?token=1", "http://b.example/"]),
-        )
-        chunk = any_of([b"", b"3\r\nabc\r\n", b"5\r\nabcde\r\n"])
-        framing, body = any_of(
-            [(b"Content-Length: 3", b"abc"), (b"Transfer-Encoding: chunked", chunk + b"0\r\n\r\n")]
-        )
-        up = f"{method} {path} HTTP/1.1\r\n".encode() + LINES + framing + b"\r\n\r\n" + body
-        down = any_of([b"", b"HTTP/1.1 102 Soon\r\n\r\n", b"HTTP/1.1 103 Soon\r\n\r\n"])
-        down += f"HTTP/1.1 {any_of([200, 404])} {any_of(['OK', 'No'])}\r\nServer: host.example\r\n".encode()
-        down += LINES + framing + b"\r\n\r\n" + (b"" if method == "HEAD" else body)
-        yield up, down, any_of(range(8)) == 0, any_of(range(8)) == 0
-
-
-def test_a_message_that_is_remembered_says_what_it_would_say_anew():
-    strict = Masker(b"key", [*Access().mask_headers, "x-mine"], Access().mask_fields)
-    known = {False: Heads(MASKER), True: Heads(strict)}
-    look_for_blocks()
-    for number, (up, down, masks_more, reveal) in enumerate(any_messages()):
-        once = remembered(known[masks_more], up, down, reveal=reveal)
-        # The same with another host, which nothing remembers.
-        host = b"%04d.example" % number
-        fresh = up.replace(b"host.example", host), down.replace(b"host.example", host)
-        anew = remembered(Heads(strict if masks_more else MASKER), *fresh, reveal=reveal)
-        for header in (*anew.request.headers, *anew.response.headers):
-            header.value = header.value.replace(host.decode(), "host.example")
-        anew.request.authority = anew.request.authority.replace(host.decode(), "host.example")
-        assert once == anew
