@@ -53,8 +53,8 @@ def block_of(data: bytes, newline: int, end: int) -> Block:
     """
     global _misses, _pause
     lines = data[newline + 1 : end] if newline < end else b""
-    if _pause:
-        _pause -= 1
+    if _pause or end == newline + 1:  # one empty line is not the same as none
+        _pause -= _pause > 0
         return Block(lines, scan_framing(data, newline, end + 1))
     block = _known.get(lines)
     if block is not None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spliffd.protocols import http1_block
-from spliffd.protocols.http1_block import MAX_BLOCK, MAX_BLOCKS, MISSES, PAUSE
+from spliffd.protocols.http1_block import MAX_BLOCK, MAX_BLOCKS, MISSES, PAUSE, block_of
 from spliffd.protocols.http1_fields import CHUNKED, UNSTATED, UNUSUAL, scan_framing
 from tests.support.blocks import block_of_lines
 
@@ -44,6 +44,15 @@ def test_it_is_what_the_whole_head_says(lines, end):
     joined = end.join(lines)
     head = b"GET / HTTP/1.1\r\n" + joined + b"\n" if joined else b"GET / HTTP/1.1\n"
     assert block_of_lines(joined).framing == scan_framing(head, 0, len(head))
+
+
+@pytest.mark.parametrize("empty_first", [False, True])
+def test_one_empty_line_is_not_the_same_as_none(empty_first: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(http1_block, "_known", {})
+    none, empty = b"GET / HTTP/1.1\n\r\n", b"GET / HTTP/1.1\n\n\r\n"
+    for head in (empty, none, empty, none)[not empty_first :]:
+        newline, end = head.index(b"\n"), head.index(b"\n\r\n")
+        assert block_of(head, newline, end).framing == (UNUSUAL if head is empty else UNSTATED)
 
 
 @pytest.mark.parametrize("count", [MISSES + 3, MAX_BLOCKS + MISSES + PAUSE])
