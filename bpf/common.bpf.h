@@ -12,6 +12,7 @@
 #define IPPROTO_TCP 6
 #define RING_NO_WAKEUP 1
 #define RING_FORCE_WAKEUP 2
+#define RING_AVAILABLE 0 /* BPF_RB_AVAIL_DATA: bytes that are not read yet */
 
 /* Each processor has its own: on a busy network the same word would otherwise travel between them. */
 static __always_inline void count(u32 counter, u64 amount) {
@@ -92,14 +93,14 @@ static __always_inline struct settings *admitted(void) {
   return settings;
 }
 
-/* How a record is submitted: a wake-up is asked for only when the worker sleeps. The reservation came
- * before this read and the worker arms before it looks at the ring again, so one side always sees the
- * other. */
-static __always_inline u64 wakeup(u32 shard) {
+/* How a record is submitted: a wake-up is asked for only when the worker sleeps, or when it rests for long and so
+ * many bytes as it said wait. The reservation came before this read and the worker arms before it looks at the ring
+ * again, so one side always sees the other. */
+static __always_inline u64 wakeup(void *ring, u32 shard) {
   u32 *armed = bpf_map_lookup_elem(MAP_ARMED, &shard);
-  if (armed && *(volatile u32 *)armed) {
-    *(volatile u32 *)armed = 0;
-    return RING_FORCE_WAKEUP;
-  }
-  return RING_NO_WAKEUP;
+  u32 least = armed ? *(volatile u32 *)armed : 0;
+  if (!armed || !least || (least > 1 && bpf_ringbuf_query(ring, RING_AVAILABLE) < least))
+    return RING_NO_WAKEUP;
+  *(volatile u32 *)armed = 0;
+  return RING_FORCE_WAKEUP;
 }

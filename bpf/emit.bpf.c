@@ -35,7 +35,7 @@ static __always_inline void emit_control(struct conn_state *state, u32 kind, u64
   record->call_start = start;
   record->offset = state->conn.offset[RECEIVED];
   record->flags = (state->spared[SENT] ? FLAG_SPARED : 0) | (state->spared[RECEIVED] ? FLAG_SPARED << 1 : 0);
-  bpf_ringbuf_submit(record, wakeup(shard));
+  bpf_ringbuf_submit(record, wakeup(ring, shard));
 }
 
 /* For the coverage ledger: bytes of the connection passed a probe, or its handshake did. That its socket is known is
@@ -98,7 +98,7 @@ static __always_inline bool make_good(struct piece *piece) {
       count(COUNTER_FAULT_RECORDS, 1);                                                                         \
       count(COUNTER_FAULT_BYTES, piece->size);                                                                 \
     }                                                                                                          \
-    bpf_ringbuf_submit(record, wakeup(state->shard));                                                          \
+    bpf_ringbuf_submit(record, wakeup(ring, state->shard));                                                    \
   }
 
 /* Room for small calls, messages, common buffer sizes (4, 8 KiB), one TLS record (16 KiB), and pieces of large

@@ -36,7 +36,7 @@ static __always_inline void emit_fact(struct conn_state *state, u32 fact, u64 fr
     return;
   }
   record->captured = length;
-  bpf_ringbuf_submit(record, wakeup(shard));
+  bpf_ringbuf_submit(record, wakeup(ring, shard));
 }
 
 static __always_inline struct conn_state *known_conn(u64 id, u64 ssl) {

@@ -9,7 +9,7 @@
  * | map       | key -> value                     | bound  | who deletes                              |
  * | settings  | 0 -> struct settings             | 1      | nobody                                   |
  * | counters  | cpu * 64 + enum counter -> u64   | 64/CPU | nobody                                   |
- * | armed     | shard -> u32                     | shards | cleared by whoever wakes the worker      |
+ * | armed     | shard -> u32: 0, or least bytes  | shards | cleared by whoever wakes the worker      |
  * | rings     | shard -> ring buffer             | shards | nobody                                   |
  * | processes | ring buffer for the supervisor   | 512 KiB| consumer                                 |
  * | exec      | 0 -> struct exec, per CPU        | 1      | nobody                                   |

@@ -37,7 +37,7 @@ static __always_inline void connections_end(u32 tgid) {
     record->tid = (u32)bpf_get_current_pid_tgid();
     record->conn.tgid = tgid;
     record->conn.start_ns = start_ns;
-    bpf_ringbuf_submit(record, wakeup(shard));
+    bpf_ringbuf_submit(record, wakeup(ring, shard));
   }
 }
 

@@ -111,24 +111,26 @@ class Service:
                 async for response in Replay(self._hub.history, wanted, self._archive).responses():
                     await context.write(response)
             return
-        next_id = self._hub.next_id if caller.owner is None else self._hub.own_next(caller.owner)
         key = (caller.owner, request.flush_key)
         if request.flush_key and key in self._flushable:
             await abort(context, grpc.StatusCode.ALREADY_EXISTS, "another watch has this flush_key")
         subscriber = self._hub.subscribe(wanted)
+        subscriber.beforehand = True
         if request.flush_key:
             self._flushable[key] = subscriber
         try:
-            # What comes from here on is queued already, and follows Started.
             await self._hub.acknowledged()
+            # What comes from here on is queued, and follows Started; what came before is nobody's.
+            next_id = self._hub.next_id if caller.owner is None else self._hub.own_next(caller.owner)
             if wanted.past is None:
+                subscriber.beforehand = False
                 started = pb.Started(next_id=next_id, epoch=self._hub.epoch)
                 await context.write(wire.entry("started", started.SerializeToString()))
             else:
                 async for response in Replay(self._hub.history, wanted, self._archive).responses():
                     await context.write(response)
                 # Nothing was awaited since the last record was read: no exchange is missed or comes twice.
-                subscriber.replaying = False
+                subscriber.beforehand = False
             while (waiting := await subscriber.next()) is not None:
                 await context.write(waiting)
                 subscriber.written()

@@ -70,7 +70,8 @@ def told(loss: pb.Loss) -> pb.Loss:
 class Subscriber:
     """A watcher's queue. ``region`` is the api's region of the shared counters.
 
-    While ``replaying``, exchanges and the losses of other stages come from history and are not queued.
+    While ``beforehand``, exchanges and the losses of other stages are not queued: they come from history, or
+    from before the watch.
     """
 
     def __init__(self, wishes: Wishes, region: Region) -> None:
@@ -103,7 +104,7 @@ class Subscriber:
             and (wishes.filter is None or wishes.filter.expression is None)
         )
         """Whether an exchange that every watcher gets alike is wanted whole or not, by its summary."""
-        self.replaying = wishes.past is not None
+        self.beforehand = wishes.past is not None
 
     @property
     def held_bytes(self) -> int:
@@ -122,7 +123,7 @@ class Subscriber:
         kind = delivery.kind
         wishes = self.wishes
         chosen = wishes.filter
-        if kind == ipc.EXCHANGE and self.replaying:
+        if kind == ipc.EXCHANGE and self.beforehand:
             key = delivery.frame.part_key
             if key and self._parts.pop(key, -1) >= 0:
                 self._discard(key)
@@ -158,7 +159,7 @@ class Subscriber:
         """
         if not self._as_they_are:
             return False
-        if self.replaying:
+        if self.beforehand:
             return True
         wanted = self.wishes.filter
         if wanted is None:
@@ -199,7 +200,7 @@ class Subscriber:
 
     def lose(self, loss: pb.Loss) -> None:
         """Notes a loss of another stage, to be told with the next message."""
-        if self.replaying:
+        if self.beforehand:
             return
         if self._owner >= 0:
             loss = told(loss)

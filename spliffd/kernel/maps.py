@@ -229,5 +229,5 @@ def open_counters(fd: int) -> Region:
 
 
 def open_armed(fd: int, shards: int) -> memoryview:
-    """The armed flags, one 32-bit word a shard, shared with the eBPF programs."""
+    """The armed flags, one 32-bit word a shard, shared with the eBPF programs: least bytes to wake for."""
     return memoryview(bpf.map_memory(fd, max(shards, 2) * 4, writable=True)).cast("I")

@@ -3,7 +3,7 @@
 Budget 64 records an iteration. A full iteration is followed by the next without a system call (a *busy
 poll*); else the output goes out and the worker rests (``rests``), and after three empty passes it arms the
 wake-up flag and blocks until a record, a message, or nothing comes (a *sleep cycle*). Between those the eBPF
-programs ask for no wake-ups at all, which is what a traced program pays most for.
+programs ask for no wake-ups at all, which is what a traced program pays most for, or for one when much waits.
 Under load exchanges leave every ``HAND_OUT_EVERY`` busy polls, and those that wait for their flow, and
 handshakes that wait for their facts, are looked after. Else rests and sleeps are cut short for what waits.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -29,10 +28,12 @@ from spliffd.counters import Region
 from spliffd.kernel.ring import Ring
 from spliffd.protocols.masking import Masker
 from spliffd.worker.flushes import Flushes
+from spliffd.worker.kernel_losses import KernelLosses
 from spliffd.worker.output import Output
 from spliffd.worker.receiver import FrameMaker
-from spliffd.worker.rests import Rests
+from spliffd.worker.rests import REST_SECONDS, Rests, much
 from spliffd.worker.tables import Tables
+from spliffd.worker.waits import Waits
 from spliffd.worker.who import Who
 
 BUDGET = 64
@@ -59,15 +60,6 @@ LISTEN_SECONDS = 0.01
 LISTEN_RING_SHARE = 4
 """The facts of a process are waited for in slices, and only while less than a quarter of the ring is full:
 waiting must lose nothing."""
-
-LOST_IN_KERNEL = (
-    "ring_full_data_records",
-    "ring_full_data_bytes",
-    "ring_full_control",
-    "fault_records",
-    "shed_exchanges",
-)
-"""Counters of what never reached the ring, in the order in which ``_tell_losses`` takes them."""
 
 _CONTROL_BYTES = 1 << 20
 
@@ -112,15 +104,8 @@ class Loop:
         self._engine.tell_unwanted = tell_unwanted
         self._running = True
         self._demanded = False
-        self._control_poll = select.poll()
-        self._control_poll.register(control, select.POLLIN)
-        self._idle_poll = select.poll()
-        self._rest_poll = select.poll()
-        self._idle_poll.register(ring.fd, select.POLLIN)
-        for poller in (self._idle_poll, self._rest_poll):
-            poller.register(control, select.POLLIN)
-        self._kernel_lost = self._lost_in_kernel()
-        self._last_loss_check = time.time_ns()
+        self._waits = Waits(control, ring.fd)
+        self._kernel_losses = KernelLosses(kernel)
 
     def run(self) -> None:
         """Until the supervisor says stop, or is gone."""
@@ -149,7 +134,7 @@ class Loop:
                     if full % HAND_OUT_EVERY == 0 and (waiting.busy or shaken):
                         engine.retry(time.monotonic_ns())
                     if full % BUSY_CHECK == 0:
-                        self._links(self._rest_poll.poll(0))
+                        self._links(self._waits.for_messages(0))
                         self._clock()
                         self._tell_losses()
                         self._tell_nameless()
@@ -175,18 +160,27 @@ class Loop:
                 output.flush()
             self._flushed()
             if empty < EMPTY_PASSES:
-                seconds = self._rests.seconds(
-                    ring.drained(), ring.size, watched=self._maker.demand.watchers > 0
-                )
-                self._links(self._rest_poll.poll(self._until_due(seconds * 1000)))
+                self._rest()
             else:
                 words[n_sleep] += 1
                 self._armed[self._number] = 1
-                self._links(self._idle_poll.poll(self._until_due(None)))
+                self._links(self._waits.for_any(self._until_due(None)))
                 self._armed[self._number] = 0
                 empty = 0
             self._clock()
         self._drain()
+
+    def _rest(self) -> None:
+        """Leaves the ring alone for a while; a long rest ends when much comes."""
+        ring = self._ring
+        seconds = self._rests.seconds(ring.drained(), ring.size, watched=self._maker.demand.watchers > 0)
+        due = self._until_due(seconds * 1000)
+        if seconds <= REST_SECONDS:
+            self._links(self._waits.for_messages(due))
+            return
+        self._armed[self._number] = much(ring.size)
+        self._links(self._waits.for_much(due))
+        self._armed[self._number] = 0
 
     def _until_due(self, limit: float | None) -> float | None:
         """Milliseconds until something wants a look, ``limit`` at most; None: for ever."""
@@ -200,13 +194,12 @@ class Loop:
         """What came into the ring while there was no worker belongs to those who watch already."""
         deadline = time.monotonic() + FIRST_DEMAND_SECONDS
         while self._running and not self._demanded and (left := deadline - time.monotonic()) > 0:
-            self._links(self._rest_poll.poll(left * 1000))
+            self._links(self._waits.for_messages(left * 1000))
 
     def _next_ring(self) -> Ring:
         """The present ring is empty and gets nothing more: closes it, goes on with the next."""
         old, ring = self._ring, self._new_rings.pop(0)
-        self._idle_poll.unregister(old.fd)
-        self._idle_poll.register(ring.fd, select.POLLIN)
+        self._waits.ring(ring.fd, old.fd)
         old.close()
         os.close(old.fd)
         self._ring = ring
@@ -235,31 +228,11 @@ class Loop:
         self._maker.wall_offset_ns = now - time.monotonic_ns()
         self._maker.boot_offset_ns = now - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
-    def _lost_in_kernel(self) -> list[int]:
-        kernel = self._kernel
-        return [kernel.get(name) for name in LOST_IN_KERNEL]
-
     def _tell_losses(self) -> None:
-        """What the kernel could not hand over is told in-band; worker 0 speaks for all shards."""
-        if self._number:
-            return
-        lost = self._lost_in_kernel()
-        now = time.time_ns()
-        if lost != self._kernel_lost:
-            records, size, control, faults, shed = (
-                after - before for after, before in zip(lost, self._kernel_lost, strict=True)
-            )
-            self._kernel_lost = lost
-            since = self._last_loss_check
-            for stage, reason, count, lost_bytes in (
-                ("ring", "ring_full", records, size),
-                ("ring", "control_ring_full", control, 0),
-                ("kernel", "fault", faults, 0),
-                ("kernel", "overload", shed, 0),
-            ):
-                if count:
-                    self._output.lose(stage, reason, count, lost_bytes, since, now)
-        self._last_loss_check = now
+        """Worker 0 speaks for all shards."""
+        if not self._number:
+            for loss in self._kernel_losses.look():
+                self._output.lose(*loss)
 
     def _find_ended(self) -> None:
         """Records that end connections were lost: with the ring empty, the tables know which are over."""
@@ -315,15 +288,13 @@ class Loop:
     def _new_link(self, link: socket.socket) -> None:
         old = self._output.link
         if old is not None:
-            for poller in (self._idle_poll, self._rest_poll):
-                poller.unregister(old)
+            self._waits.remove(old)
             self._output.close()
             self._flushes.forget()
             self._counters.add("link_restarts")
         link.setblocking(False)
         self._output.link = link
-        for poller in (self._idle_poll, self._rest_poll):
-            poller.register(link, select.POLLIN)
+        self._waits.add(link)
 
     def _from_api(self) -> None:
         link = self._output.link
@@ -335,8 +306,7 @@ class Loop:
             except OSError:
                 data = b""
             if not data:
-                for poller in (self._idle_poll, self._rest_poll):
-                    poller.unregister(link)
+                self._waits.remove(link)
                 self._output.close()
                 self._demand(ipc.Demand(0, bodies=False, body_limit=0, handshakes=False, messages=False))
                 return
@@ -344,8 +314,20 @@ class Loop:
             if isinstance(message, ipc.Flush):
                 self._flush(message.number)
             else:
+                if self._demanded and message.watchers and not self._maker.demand.watchers:
+                    self._catch_up()
                 self._demand(message)
                 self._tell_watching()
+
+    def _catch_up(self) -> None:
+        """What came before anybody watched is none of the first watcher's: it leaves before Watched does."""
+        ring, end = self._ring, self._ring.produced()
+        while ring.drained() < end and (positions := ring.drain(BUDGET)):
+            self._counters.add("records", len(positions))
+            self._engine.handle(ring.data, positions)
+            ring.release()
+        self._engine.hand_out(time.monotonic_ns())
+        self._output.flush()
 
     def _flush(self, number: int) -> None:
         newest = (self._new_rings or [self._ring])[-1]
@@ -393,7 +375,7 @@ class Loop:
 
     def _listen(self) -> bool:
         """Hears the supervisor for a slice of time; False when there is no time for more."""
-        if self._control_poll.poll(LISTEN_SECONDS * 1000):
+        if self._waits.for_control(LISTEN_SECONDS * 1000):
             self._from_supervisor()
             return self._running
         return self._ring.pending() <= self._ring.size // LISTEN_RING_SHARE

@@ -32,7 +32,7 @@ async def test_started_comes_only_after_the_worker_has_seen_the_demand(api, stub
     stream = Stream(stub.Watch(pb.WatchRequest(bodies=True, body_limit=100, handshakes=True)))
     started = asyncio.ensure_future(stream.kind("started"))
     demand = await asyncio.to_thread(worker.demand, acknowledge=False)
-    # What the worker sends before it acknowledges is seen as well, behind Started.
+    # What the worker sends before it acknowledges was captured before: nobody's who begins to watch.
     worker.send([exchange("/early")])
     await asyncio.sleep(0.2)
     assert not started.done()
@@ -41,9 +41,10 @@ async def test_started_comes_only_after_the_worker_has_seen_the_demand(api, stub
     found = await started
 
     assert demand == ipc.Demand(1, bodies=True, body_limit=100, handshakes=True, messages=False)
-    assert found.next_id == 1
-    early = await stream.kind("exchange")
-    assert (early.id, early.request.path) == (1, "/early")
+    assert found.next_id == 2
+    worker.send([exchange("/first")])
+    first = await stream.kind("exchange")
+    assert (first.id, first.request.path) == (2, "/first")
 
 
 async def test_a_hung_worker_delays_the_start_by_a_second_only(api, stub):

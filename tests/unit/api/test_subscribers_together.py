@@ -101,10 +101,10 @@ async def test_who_gets_them_otherwise_than_they_are_is_offered_them_one_by_one(
 
 async def test_while_history_is_replayed_they_come_from_there(region: Region):
     subscriber = Subscriber(Wishes(past=Past()), region)
-    assert subscriber.replaying
+    assert subscriber.beforehand
     assert subscriber.take(answered(200, 200))
     assert subscriber.held_bytes == 0
-    subscriber.replaying = False
+    subscriber.beforehand = False
     assert subscriber.take(answered(200, first=3))
     assert ids(await read(subscriber)) == [3]
 
