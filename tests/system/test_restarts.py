@@ -272,7 +272,7 @@ def test_children_have_no_privileges_and_only_the_descriptors_they_need(lab: Lab
         info = fd.read_text()
         if "map_type:\t9\n" in info:
             assert int(re.findall(r"flags:\t(\d+)", info)[0], 8) & os.O_ACCMODE == os.O_RDONLY
-    assert worker.keys() <= {ARRAY, "counters", "socket"}
+    assert worker.keys() <= {ARRAY, "counters", "socket", "event loop"}
     assert worker["socket"] == 2  # the supervisor and the api
     api = found["api"]
     assert api.keys() <= {"counters", "socket", "event loop"}, "the api holds no map: it can only read"
