@@ -39,15 +39,18 @@ static __always_inline void emit_control(struct conn_state *state, u32 kind, u64
 }
 
 /* For the coverage ledger: bytes of the connection passed a probe, or its handshake did. That its socket is known is
- * not enough: all that a probe sees that came late may be the end of the stream, or a read that finds nothing. */
-static __always_inline void account(struct conn_state *state) {
-  if (state->accounted || state->conn.method == METHOD_NONE)
+ * not enough: all that a probe sees that came late may be the end of the stream, or a read that finds nothing. And the
+ * handshake is not the bytes: the probes of a file are put in one after another. */
+static __always_inline void account(struct conn_state *state, u8 what) {
+  if (state->accounted >= what || state->conn.method == METHOD_NONE)
     return;
   u64 cookie = state->conn.socket_cookie;
   struct flow *flow = bpf_map_lookup_elem(MAP_FLOWS, &cookie);
-  if (flow)
+  if (flow && what == ACCOUNTED_BYTES)
     flow->plaintext = 1;
-  state->accounted = 1;
+  else if (flow)
+    flow->handshake = 1;
+  state->accounted = what;
 }
 
 struct piece {
@@ -162,7 +165,7 @@ static __always_inline void emit_data(struct conn_state *state, struct call *cal
   void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
   if (!ring)
     return;
-  account(state);
+  account(state, ACCOUNTED_BYTES);
   struct piece piece = {.from = call->buffer, .start = call->start, .direction = direction};
   /* Two threads never use one SSL object at once (OpenSSL forbids it), so no atomic is needed. */
   piece.offset = direction == RECEIVED ? state->conn.offset[RECEIVED] : state->conn.offset[SENT];

@@ -158,7 +158,7 @@ static __always_inline void go_handshake_ends(struct go_call *call, u64 id, bool
 
 /* What a Read returned: never more than one TLS record. */
 static __always_inline void go_report_read(struct conn_state *state, void *ring, struct piece *piece) {
-  account(state);
+  account(state, ACCOUNTED_BYTES);
   piece->offset = state->conn.offset[RECEIVED];
   bool counted_only = spared(state, RECEIVED, piece->from, piece->size, piece->start);
   state->conn.offset[RECEIVED] += piece->size;

@@ -79,7 +79,7 @@ static __always_inline void go_report_under_way(struct conn_state *state, void *
   piece.reported = GO_UNCLAIMED(start) | GO_REPORTED;
   if (__sync_val_compare_and_swap(&call->claim, GO_UNCLAIMED(start), piece.claimed) != GO_UNCLAIMED(start))
     return;
-  account(state);
+  account(state, ACCOUNTED_BYTES);
   u64 skipped = 0;
   bool counted_only = spared(state, SENT, piece.from, piece.size, start);
   if (!counted_only)

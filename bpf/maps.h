@@ -215,6 +215,9 @@ struct conn_key {
   u64 ssl;
 };
 
+/* What the coverage ledger is told of a connection, by its flow. Each says more than the one before it. */
+enum accounted { ACCOUNTED_NOTHING = 0, ACCOUNTED_HANDSHAKE = 1, ACCOUNTED_BYTES = 2 };
+
 struct conn_state {
   struct conn conn;
   s32 fd; /* by SSL_set_fd; -1: none */
@@ -228,7 +231,7 @@ struct conn_state {
   u8 left_out;  /* enum left_out: why, from a request on, nothing is delivered */
   u8 spared[2]; /* by direction: something was not delivered since the last record, nobody knows how much */
   u8 awaits_response; /* a client's, left out: the next response has not begun */
-  u8 accounted; /* its flow has been told that its plaintext is seen */
+  u8 accounted; /* enum accounted: what its flow has been told */
   u8 pad;
 };
 _Static_assert(__builtin_offsetof(struct conn_state, accounted) == 190, "stages/ledger.py counts on it");
@@ -335,9 +338,10 @@ struct flow {
   /* 72 */
   u32 tgid; /* 0: not known */
   u8 state;
-  u8 plaintext; /* probes saw it begin, or bytes of it: a byte of its own, because two processors may set this and `flags` at once */
+  /* each a byte of its own, because two processors may set one of these and `flags` at once */
+  u8 plaintext; /* bytes of it passed a probe */
   u8 ktls;      /* the kernel encrypts for it */
-  u8 pad;
+  u8 handshake; /* a probe saw it begin: that says nothing of the bytes, whose probes may have come later */
   u64 tcp_sent; /* bytes that the peer has acknowledged; of the whole life of the socket */
   u64 tcp_received;
   /* 96: in order of the first packet */

@@ -31,9 +31,10 @@ static __always_inline bool learn_socket(struct conn_state *state, u64 sk, u64 c
   state->conn.socket_cookie = cookie;
   state->conn.method = method;
   state->accounted = 0; /* to another flow, if it was */
-  if (method == METHOD_THREAD || state->conn.flags & CONN_HANDSHAKE_SEEN || state->conn.offset[SENT] ||
-      state->conn.offset[RECEIVED])
-    account(state);
+  if (state->conn.offset[SENT] || state->conn.offset[RECEIVED])
+    account(state, ACCOUNTED_BYTES);
+  else if (method == METHOD_THREAD || state->conn.flags & CONN_HANDSHAKE_SEEN)
+    account(state, ACCOUNTED_HANDSHAKE);
   emit_control(state, RECORD_SOCKET, 0);
   return true;
 }
@@ -92,8 +93,9 @@ static __always_inline void observe(struct sock *sk, s32 length, bool typed, u32
     if (candidate && candidate->cookie != cookie)
       continue;
     learn_socket(state, (u64)sk, cookie, METHOD_NESTED);
-    if (direction == SENT)
-      account(state); /* a handshake inside the first read or write, or what is written */
+    if (direction == SENT) /* what is written, or a handshake inside the first read or write */
+      account(state, call->op == OP_WRITE && state->conn.flags & CONN_HANDSHAKE_DONE ? ACCOUNTED_BYTES
+                                                                                    : ACCOUNTED_HANDSHAKE);
   }
 }
 

@@ -229,7 +229,7 @@ static __always_inline int left(struct pt_regs *ctx) {
   if (state->conn.method == METHOD_NONE)
     walk_fd(state);
   if (size && flavour == FLAVOUR_VECTOR) {
-    account(state);
+    account(state, ACCOUNTED_BYTES);
     state->conn.offset[SENT] += size; /* the next record's offset tells the gap */
     count(COUNTER_OVERSIZE_BYTES, size);
   } else if (size)

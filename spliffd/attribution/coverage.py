@@ -26,7 +26,7 @@ REASONS: Final = counters.REASONS
 ``static`` TLS code without symbols, linked in; ``unknown_library`` no file of it holds a TLS library that is
 known; ``unsupported`` one of a kind or version that cannot be probed; ``attached_late`` its connections were
 older than the probes; ``ktls`` the kernel encrypts; ``probe_refused`` the kernel took no probe there;
-``probes_silent`` probes are in place and did not fire; ``uncovered_namespace`` no packet hook sees its
+``probes_silent`` probes are in place and saw no byte; ``uncovered_namespace`` no packet hook sees its
 network namespace; ``out_of_scope`` the file is not in scope; ``32bit`` a 32-bit program; ``unreadable`` the
 file cannot be opened or read; ``not_inspected`` it ended, or spoke, before anybody looked at its files.
 """
@@ -54,7 +54,7 @@ class TlsFile(msgspec.Struct, frozen=True):
 
 
 class Missed(msgspec.Struct, frozen=True):
-    """A TLS connection that no probe fired on."""
+    """A TLS connection of which no probe saw a byte."""
 
     first_ns: int
     """Ktime of its beginning."""
@@ -67,9 +67,9 @@ class Evidence(msgspec.Struct):
     """What is known of one process."""
 
     captured: int = 0
-    """TLS connections that probes fired on."""
+    """TLS connections that probes saw."""
     missed: Sequence[Missed] = ()
-    """Those of the packets that they did not fire on; the latest are enough."""
+    """Those of the packets that they did not see; the latest are enough."""
     missed_count: int = 0
     ktls_captured: int = 0
     """Connections among the captured ones for which the kernel encrypts."""
@@ -123,7 +123,7 @@ def _why(evidence: Evidence) -> tuple[str, str]:
         if file.named:
             return "out_of_scope", f"{file.path} is not in scope"
     if attached:
-        return "probes_silent", f"probes are in place in {attached[0].path}, and none fired"
+        return "probes_silent", f"probes are in place in {attached[0].path}, and none saw what it said"
     unread = next((file for file in evidence.files if file.state == "unread"), None)
     if unread is not None:
         return "not_inspected", f"{unread.path} has not been inspected yet"

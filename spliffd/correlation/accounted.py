@@ -31,6 +31,10 @@ TICKET: Final = 2048
 """Bytes of a ticket: 250 of most servers, more with a client's certificate in it. So many are never claimed
 to be plaintext in TLS 1.3, either, for one may come late."""
 NOT_TOLD: Final = -1
+FINISHED_RECORDS: Final = (45, 53, 69)
+"""Lengths of a TLS 1.3 client's Finished: a hash of 32 or 48 bytes, four before it, the record's 17 or 9."""
+ALERT_RECORDS: Final = (11, 19)
+"""Of an alert in TLS 1.3."""
 
 
 _known: dict[tuple[str, str], int] = {}
@@ -103,3 +107,22 @@ def unseen(side: RecordSide, plaintext: int, facts: ConnectionFacts) -> int:
             break
         perhaps += inner
     return max(0, rest - perhaps - TICKET)
+
+
+def data_sent(sent: RecordSide, received: RecordSide) -> bool:
+    """Whether whoever sent the records of ``sent`` wrote data for certain, whatever version and suite are.
+
+    In TLS 1.2 each record counted here is data. TLS 1.3 is told by the server's flight, which is encrypted.
+    Where neither is certain it is taken for TLS 1.3, so a single record that nobody answered may be none.
+    """
+    client, server = (sent, received) if sent.client else (received, sent)
+    if not client.walk or not sent.records:
+        return False
+    if server.begun and server.records and not server.flight_records:
+        return True
+    rest = sent.records - (sent.last in ALERT_RECORDS)
+    if not sent.client:
+        return bool(sent.begun) and rest - sent.flight_records > FIRST
+    early = [sent.first >> 16 * number & 0xFFFF for number in range(min(FIRST, sent.records))]
+    finished = next((number for number, length in enumerate(early) if length in FINISHED_RECORDS), 0)
+    return rest > finished + 1

@@ -32,7 +32,7 @@ CONNECTING, ESTABLISHED, CLOSED = range(3)
 LINGER_NS = 10_000_000_000
 """How long a closed connection stays: the retry queue gives up after 50 ms, a busy worker after seconds."""
 
-_FLOW = struct.Struct("=QQQQ16s16sHHBBBBIBBBxQQ")
+_FLOW = struct.Struct("=QQQQ16s16sHHBBBBIBBBBQQ")
 _HOP = struct.Struct("=IIQQQQQ")
 _USED_AT = 70
 _HOPS_AT = 96
@@ -111,11 +111,13 @@ class Flow(NamedTuple):
     """Bytes of the socket's whole life that the peer has acknowledged, as of the last change of state."""
     tcp_received: int
     plaintext: bool = False
-    """Whether a probe fired on it: some of what it carries is seen decrypted."""
+    """Whether bytes of it passed a probe: some of what it carries is seen decrypted."""
     ktls: bool = False
     """Whether the kernel encrypts for it (setsockopt TCP_ULP "tls"), as of the last look, or its end."""
     sides: tuple[RecordSide, RecordSide] = (RecordSide(0, 0, 0, 0, 0, 0, 0, 0, 0),) * 2
     """Its TLS records: sent, received."""
+    handshake: bool = False
+    """Whether a probe saw it begin, which says nothing of the bytes."""
 
     @property
     def wire(self) -> str:
@@ -163,12 +165,12 @@ def unpack_flow(data: bytes) -> Flow:
     """Decodes a struct flow; any FLOW_SIZE bytes give a result, fewer raise struct.error."""
     (
         first, last, closed, netns, local, remote, local_port, remote_port, family, role, used, flags,
-        tgid, state, plaintext, ktls, sent, received,
+        tgid, state, plaintext, ktls, handshake, sent, received,
     ) = _FLOW.unpack_from(data)  # fmt: skip
     return Flow(
         first, last, closed, netns, local, remote, local_port, remote_port, family, role,
         unpack_hops(data, used), flags, tgid, state, sent, received, bool(plaintext), bool(ktls),
-        unpack_sides(data),
+        unpack_sides(data), bool(handshake),
     )  # fmt: skip
 
 

@@ -1,10 +1,14 @@
 """The coverage ledger: for every process that speaks TLS on the wire, whether it is seen decrypted.
 
-Takes the kernel's flows (a ClientHello was seen; a probe fired), its table of TLS objects, and what workers
-say of connections without a socket; joins them by process, which a start time tells from others of the same
-pid. What has closed is added up here, what is open is read when somebody asks. ``attribution.coverage``
-judges. Processes that have ended and were not covered are kept for an hour. Counts into the gauges of
-`spliff_processes` whenever anything has changed.
+Takes the kernel's flows (a ClientHello was seen; bytes of it passed a probe, or only its handshake), its
+table of TLS objects, and what workers say of connections without a socket; joins them by process, which a
+start time tells from others of the same pid. What has closed is added up here, what is open is read when
+somebody asks. ``attribution.coverage`` judges. Processes that have ended and were not covered are kept for
+an hour. Counts into the gauges of `spliff_processes` whenever anything has changed.
+
+A handshake alone is enough while the connection is open: its first byte may be still to come. When it has
+closed, its records tell whether the process wrote anything; if so, the probes of the calls that did were not
+in place, or there are none. What it was sent and may never have read is not held against it.
 
 Not counted: connections that two processes hold at once (a child that never closes its parent's), and those
 older than the daemon until a probe fires on them, because nobody saw how they began.
@@ -21,6 +25,7 @@ import msgspec
 
 from spliffd.attribution.coverage import TLS_PORTS, Evidence, Missed, TlsFile, Verdict, judge
 from spliffd.attribution.processes import Processes
+from spliffd.correlation.accounted import data_sent
 from spliffd.counters import REASONS, Region
 from spliffd.journal import logger
 from spliffd.kernel import bpf
@@ -51,12 +56,15 @@ BATCH = 1024
 _CONN = struct.Struct("=I4xQ69xB14xI24xQQ46xB").unpack_from
 """tgid, start_ns, method, flags, offsets and ``accounted`` of struct conn_state."""
 
+# enum accounted
+ACCOUNTED_BYTES = 2
+
 Key = tuple[int, int]
 """pid and start time (ns since boot)."""
 
 
 class Miss(msgspec.Struct, frozen=True):
-    """A connection that no probe fired on."""
+    """A connection of which no probe saw what was said."""
 
     flow: Flow
 
@@ -105,8 +113,9 @@ class Open(msgspec.Struct):
     missed: list[Miss] = []
     unseen: list[Miss] = []
     named: int = 0
-    """TLS objects that probes saw begin, or bytes of: those whose socket is named, and those without one."""
+    """TLS objects whose socket is named, and of which probes saw bytes."""
     nameless: int = 0
+    """Those without one that probes saw begin, or bytes of."""
 
 
 class Owners:
@@ -124,6 +133,11 @@ class Owners:
         if start is None or start > when:
             start = self._starts[flow.tgid] = self._processes.holder(flow.tgid, when)
         return flow.tgid, start
+
+
+def _seen(flow: Flow) -> bool:
+    """Whether probes saw what was said on it; of one that is open, whether they saw it begin."""
+    return flow.plaintext or (flow.handshake and not (flow.closed_ns and data_sent(*flow.sides)))
 
 
 class Ledger:
@@ -165,7 +179,7 @@ class Ledger:
         for cookie, flow in flows:
             if cookie in over and self._is_tls(flow):
                 book = self._book(owners.of(flow))
-                if flow.plaintext:
+                if _seen(flow):
                     book.captured += 1
                     book.ktls_captured += flow.ktls
                 elif flow.flags & CLIENT_HELLO:
@@ -278,7 +292,7 @@ class Ledger:
                 if not self._is_tls(flow):
                     continue
                 mine = found.setdefault(owners.of(flow), Open())
-                if flow.plaintext:
+                if _seen(flow):
                     mine.captured += 1
                     mine.ktls_captured += flow.ktls
                 elif now - flow.first_ns < GRACE_NS and not flow.closed_ns:
@@ -298,14 +312,15 @@ class Ledger:
             for _, value in entries:
                 pid, start_ns, method, flags, sent, received, accounted = _CONN(value)
                 mine = found.setdefault((pid, start_ns), Open())
-                mine.named += bool(method and accounted)
+                mine.named += bool(method and accounted == ACCOUNTED_BYTES)
                 mine.nameless += not method and bool(flags & CONN_HANDSHAKE_SEEN or sent or received)
             if not after:
                 return
 
     def _is_tls(self, flow: Flow) -> bool:
         """Whether it is somebody's TLS connection, as far as anything tells."""
-        return bool(flow.tgid) and (flow.plaintext or bool(flow.flags & CLIENT_HELLO) or self._hidden(flow))
+        told = flow.plaintext or flow.handshake or bool(flow.flags & CLIENT_HELLO)
+        return bool(flow.tgid) and (told or self._hidden(flow))
 
     def _hidden(self, flow: Flow) -> bool:
         """Whether it may be TLS where no hook sees it."""

@@ -50,6 +50,7 @@ class Tracer:
         uprobe_multi: bool | None = None,
         sessions: bool = True,
         socket_ways: tuple[Way, ...] = SOCKET_WAYS,
+        only: tuple[str, ...] = (),
     ) -> None:
         refuse_unscoped(lab)
         self.maps = Maps(1, ring_mib << 20)
@@ -68,6 +69,8 @@ class Tracer:
             enabled=enabled, cgroups=1, excluded_cgroups=len(excluded), uids=len(uids), excluded_uids=0
         )
         self.ring = Ring(self.maps.rings[0], ring_mib << 20)
+        self._only = only
+        """Operations that are probed; none: all."""
         self.attached = [
             links.attach_processes(self.programs),
             links.attach_states(self.programs)[0],
@@ -97,7 +100,7 @@ class Tracer:
 
     def attach_library(self, path: str) -> None:
         """Attaches to the places that the inspection has found."""
-        probes = [probe_of(site) for site in self.inspection.sites]
+        probes = [probe_of(site) for site in self.inspection.sites if not self._only or site.op in self._only]
         self.attached.append(links.attach_library(self.programs, path, self.inspection.library, probes))
 
     def read(self) -> list[Record]:

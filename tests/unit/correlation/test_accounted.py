@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spliffd.correlation.accounted import TICKET, agrees, unseen
+from spliffd.correlation.accounted import TICKET, agrees, data_sent, unseen
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.kernel.flows import RecordSide
 
@@ -131,3 +131,61 @@ def test_what_a_client_left_unread_is_told_within_what_tickets_may_be():
     missing = unseen(data, 100 + 16384, session())
     assert 19 * 16384 - TICKET - 100 <= missing <= 19 * 16384
     assert unseen(data, 100 + 16384 * 20, session()) == 0
+
+
+HASHES = (36, 52)
+"""What a Finished holds: four bytes, and a hash."""
+
+
+@pytest.mark.parametrize("finished", HASHES)
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ([], [], False),
+        ([], [2], False),  # an alert
+        ([], [1], True),
+        ([], [700, 2], True),
+        ([1200, 200], [], False),  # a certificate, and its proof
+        ([1200, 200], [2], False),
+        ([1200, 200], [700], True),
+        ([1200, 200], [700, 2], True),
+    ],
+)
+def test_a_clients_data_in_tls_1_3(finished: int, before: list[int], after: list[int], *, told: bool):
+    server = side(900, 250, 250, flight=1)
+    assert data_sent(side(*before, finished, *after, client=True), server) == told
+
+
+def test_a_client_that_was_refused_sent_no_data():
+    server = side(900, begun=False)
+    assert not data_sent(side(client=True, begun=False), server)  # an alert in the clear is not counted
+    assert not data_sent(side(2, client=True), side(900, flight=1))
+    assert not data_sent(
+        side(1500, 2, client=True), side(900, 2, flight=1)
+    )  # certificate and Finished in one
+
+
+def test_a_servers_data_in_tls_1_3_is_more_than_tickets():
+    client = side(52, 700, 2, client=True)
+    assert not data_sent(side(900, flight=1), client)
+    assert not data_sent(side(900, 250, 250, 250, 250, 2, flight=1), client)
+    assert data_sent(side(900, 250, 250, 250, 250, 600, flight=1), client)
+
+
+@pytest.mark.parametrize("size", [1, 29, 45, 3000])
+def test_in_tls_1_2_every_record_is_data(size: int):
+    client, server = side(size, each=24, client=True), side(100, each=24)
+    assert data_sent(client, server)
+    assert data_sent(server, client)
+    assert not data_sent(side(each=24, client=True), side(each=24, begun=False))
+
+
+def test_where_nobody_saw_a_client_hello_nothing_is_told():
+    nothing = RecordSide(0, 0, 0, 0, 0, 0, 0, 0, 0)
+    assert not data_sent(nothing, nothing)
+
+
+@given(sizes=st.lists(st.integers(0, 16384), max_size=9), flight=st.integers(0, 9), client=st.booleans())
+def test_any_records_give_an_answer(sizes: list[int], flight: int, *, client: bool):
+    sent = side(*sizes, flight=min(flight, len(sizes)), client=client)
+    assert isinstance(data_sent(sent, side(client=not client)), bool)

@@ -40,6 +40,9 @@ def test_what_the_ledger_is_told():
     assert (unpack_flow(data).plaintext, unpack_flow(data).ktls) == (True, False)
     data[77:79] = b"\0\1"
     assert (unpack_flow(data).plaintext, unpack_flow(data).ktls) == (False, True)
+    assert not unpack_flow(data).handshake
+    data[78:80] = b"\0\1"
+    assert (unpack_flow(data).ktls, unpack_flow(data).handshake) == (False, True)
 
 
 def test_no_packet_no_wire():

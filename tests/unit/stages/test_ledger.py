@@ -15,7 +15,7 @@ from spliffd.attribution.coverage import TlsFile
 from spliffd.attribution.processes import Processes
 from spliffd.counters import SUPERVISOR, Region
 from spliffd.kernel import bpf
-from spliffd.kernel.flows import CLIENT_HELLO, Flow, Hop
+from spliffd.kernel.flows import CLIENT_HELLO, Flow, Hop, RecordSide
 from spliffd.kernel.maps import CONN_VALUE, Maps
 from spliffd.stages import ledger
 from spliffd.stages.ledger import Ledger
@@ -106,7 +106,7 @@ def conn(pid: int, start_ns: int, method: int, sent: int = 7) -> tuple[bytes, by
     """A TLS object with a socket (``method``) or without, of which ``sent`` bytes were seen."""
     value = bytearray(CONN_VALUE)
     struct.pack_into("=Q", value, 128, sent)
-    value[190] = bool(method and sent)
+    value[190] = ledger.ACCOUNTED_BYTES if method and sent else 0
     struct.pack_into("=I4xQ", value, 0, pid, start_ns)
     value[85] = method
     return bytes(24), bytes(value)
@@ -132,6 +132,46 @@ def test_a_probe_that_saw_nothing_but_the_end_is_no_evidence(books: Books):
     books.flows = [(7, flow(ME)), (8, flow(ME))]
     books.conns = [conn(ME, start, 1, sent=0), conn(ME, start, 0, sent=0)]
     assert books.one() == ("not", "unknown_library", 2, 0)
+
+
+def records(*lengths: int, client: bool, flight: int = 0) -> RecordSide:
+    """A direction of a TLS connection whose records have these lengths."""
+    first = sum(length << 16 * at for at, length in enumerate(lengths[flight : flight + 4]))
+    size, before = sum(lengths), sum(lengths[:flight])
+    return RecordSide(1 << 63, size, before, first, len(lengths), flight, lengths[-1], 1, client)
+
+
+ANSWER = records(900, 266, 266, 400, client=False, flight=1)
+ASKED = (records(69, 120, 19, client=True), ANSWER)
+"""A client's Finished, a request, an alert; a server's flight, two tickets, a response: TLS 1.3."""
+ASKED_NOTHING = (records(69, 19, client=True), ANSWER)
+
+
+def test_a_handshake_that_probes_saw_is_not_the_bytes_that_followed(books: Books):
+    """The probes of a file are put in one after another: that of the handshake was in place, the others not yet."""
+    gone, closed = ended(), time.monotonic_ns()
+    books.flows = [(7, flow(gone, handshake=True, closed_ns=closed, sides=ASKED))]
+    books.conns = [conn(gone, 0, 1, sent=0)]
+    assert books.one() == ("not", "unknown_library", 1, 0)
+    books.close(*(flow for _, flow in books.flows))
+    books.flows, books.conns = [], []
+    assert books.one() == ("not", "unknown_library", 1, 0)
+
+
+def test_a_connection_that_was_only_opened_is_covered(books: Books):
+    books.close(flow(ME, handshake=True, sides=ASKED_NOTHING, closed_ns=7))
+    books.flows = [(7, flow(ME, handshake=True))]
+    assert books.one() == ("covered", "", 2, 2)
+
+
+def test_an_open_connection_whose_bytes_may_be_still_to_be_read_is_covered(books: Books):
+    books.flows = [(7, flow(ME, handshake=True, sides=ASKED))]
+    assert books.one() == ("covered", "", 1, 1)
+
+
+def test_bytes_that_passed_a_probe_are_covered_whatever_the_records_say(books: Books):
+    books.close(flow(ME, handshake=True, plaintext=True, sides=ASKED, closed_ns=7))
+    assert books.one() == ("covered", "", 1, 1)
 
 
 def ended() -> int:
