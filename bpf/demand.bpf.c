@@ -90,6 +90,26 @@ static __always_inline bool watched(struct conn *conn, u64 word) {
   return false;
 }
 
+/* Watchers of units and containers are told apart by cgroup. User space judges each cgroup by its path, which never
+ * changes (cgroup v2 knows no rename); names are never compared here. One that is not judged yet is wanted. A process
+ * may be moved: an answer "no" holds for the cgroup it was given for, an answer "yes" until the watchers change. */
+static __always_inline void ask_cgroup(struct conn_state *state) {
+  u64 id = bpf_get_current_cgroup_id();
+  if (id == state->cgroup)
+    return;
+  u8 *wanted = bpf_map_lookup_elem(MAP_JUDGED, &id);
+  if (wanted && !*wanted) {
+    state->watched = WATCHED_NOT;
+    state->cgroup = id;
+    return;
+  }
+  if (!wanted)
+    count(COUNTER_UNJUDGED_CALLS, 1);
+  state->watched = wanted ? WATCHED : WATCHED_UNJUDGED;
+  state->cgroup = 0;
+  state->left_out = 0;
+}
+
 /* Fits the share of unwatched connections to the rate, once a window: down at once, up by steps. */
 static __always_inline void fit_share(struct demand *demand, u64 now) {
   u64 since = demand->since;
@@ -160,11 +180,14 @@ static __always_inline bool spared(struct conn_state *state, u32 direction, u64 
     return false;
   u64 word = *(volatile u64 *)&demand->word;
   if (state->demand != word) {
-    state->watched = watched(&state->conn, word);
+    state->watched = watched(&state->conn, word) ? WATCHED : WATCHED_NOT;
     if (state->watched)
       state->left_out = 0;
+    state->cgroup = 0;
     state->demand = word;
   }
+  if ((word & DEMAND_CGROUPS) && state->watched != WATCHED)
+    ask_cgroup(state);
   bool first = !state->conn.offset[SENT] && !state->conn.offset[RECEIVED];
   u64 cut = fit_cut(demand, state->shard, now);
   bool all = !cut && (state->watched || !demand->rate);
@@ -225,6 +248,8 @@ static __always_inline bool left_alone(struct conn_key *key, u32 op, u64 from, u
   struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, key);
   if (!state || !state->left_out || state->demand != *(volatile u64 *)&demand->word)
     return false;
+  if (!state->watched && state->cgroup && state->cgroup != bpf_get_current_cgroup_id())
+    return false; /* the process was moved */
   if (state->conn.method == METHOD_NONE) /* what happens inside the call may name its socket */
     return false;
   u64 now = bpf_ktime_get_ns();

@@ -181,6 +181,7 @@ enum counter {
   COUNTER_UNWANTED_BYTES, /* of bodies that nobody wanted: not copied */
   COUNTER_UNSAMPLED_EXCHANGES, /* responses on unwatched connections that were left out */
   COUNTER_SHED_EXCHANGES, /* responses on connections that were left out because the ring was nearly full */
+  COUNTER_UNJUDGED_CALLS, /* delivered because nobody had judged the process's cgroup yet */
   COUNTER_XDP_OWN,
   COUNTER_XDP_AMBIGUOUS,
   COUNTER_XDP_FOREIGN,

@@ -28,6 +28,7 @@
  * | blank     | 0 -> struct flow, all zero       | 1      | nobody                                   |
  * | demand    | 0 -> struct demand               | 1      | nobody                                   |
  * | wanted    | struct wanted_key -> u8          | 4,096  | supervisor, when its watchers have left  |
+ * | judged    | cgroup id -> u8: is it wanted?   | 16,384 | supervisor, when the cgroup is gone      |
  * | asked     | pid_tgid -> struct asked         | 4,096  | end of the call; LRU beyond              |
  * | hellos    | socket cookie -> struct hello     | 2,048  | LRU                                      |
  * | blank_hello | 0 -> struct hello, all zero    | 1      | nobody                                   |
@@ -65,6 +66,7 @@
 #define MAP_DEMAND MAP(1030)
 #define MAP_WANTED MAP(1031)
 #define MAP_UNWANTED MAP(1032)
+#define MAP_JUDGED MAP(1035)
 #define MAP_WITNESSES MAP(1033)
 #define MAP_SELF_TESTS MAP(1034)
 
@@ -119,7 +121,15 @@ _Static_assert(sizeof(struct demand) == 384, "maps.py counts on it");
 
 #define SHARE_ALL 1024
 enum left_out { LEFT_OUT_NOT = 0, LEFT_OUT_UNWATCHED, LEFT_OUT_PRESSED };
-enum demand_flag { DEMAND_EVERYBODY = 1, DEMAND_PIDS = 2, DEMAND_UIDS = 4, DEMAND_COMMS = 8 };
+enum demand_flag {
+  DEMAND_EVERYBODY = 1,
+  DEMAND_PIDS = 2,
+  DEMAND_UIDS = 4,
+  DEMAND_COMMS = 8,
+  DEMAND_CGROUPS = 16, /* those that are wanted in `judged`, and those that are not there */
+};
+
+enum watched { WATCHED_NOT = 0, WATCHED, WATCHED_UNJUDGED /* until its cgroup is judged */ };
 
 struct wanted_key {
   u64 first; /* pid, uid, or the first half of comm */
@@ -226,13 +236,14 @@ struct conn_state {
   u64 writer_g;
   u64 writer_depth;
   u64 demand;   /* the word for which `watched` was found out */
-  u8 watched;
+  u8 watched;   /* enum watched */
   u8 traffic;   /* enum traffic */
   u8 left_out;  /* enum left_out: why, from a request on, nothing is delivered */
   u8 spared[2]; /* by direction: something was not delivered since the last record, nobody knows how much */
   u8 awaits_response; /* a client's, left out: the next response has not begun */
   u8 accounted; /* enum accounted: what its flow has been told */
   u8 pad;
+  u64 cgroup; /* that was judged as not wanted, for `demand`; 0: none was */
 };
 _Static_assert(__builtin_offsetof(struct conn_state, accounted) == 190, "stages/ledger.py counts on it");
 

@@ -55,6 +55,7 @@ KERNEL: tuple[str, ...] = (
     "unwanted_bytes",
     "unsampled_exchanges",
     "shed_exchanges",
+    "unjudged_calls",
     # What became of each packet that a hook saw, in the order of `enum packet_outcome`, for each hook.
     *(f"{hook}_{outcome}" for hook in ("xdp", "tc") for outcome in PACKET_OUTCOMES),
 )

@@ -125,6 +125,10 @@ class Whom(msgspec.Struct, array_like=True):
     uids: list[int] = []
     comms: list[str] = []
     """Names of processes as they are, no patterns."""
+    units: list[str] = []
+    """Patterns of systemd units (proto/spliff.proto): the supervisor compares them with cgroups."""
+    containers: list[str] = []
+    """Beginnings of container ids."""
 
 
 class Demand(msgspec.Struct, array_like=True, tag=True):

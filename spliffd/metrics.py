@@ -181,6 +181,11 @@ def _application(readings: Readings) -> list[Family]:
             readings.get("kernel", "unsampled_exchanges"),
         ),
         counter(
+            "spliff_unjudged_calls_total",
+            "Calls delivered to watchers of units and containers because their cgroup was not looked at yet.",
+            readings.get("kernel", "unjudged_calls"),
+        ),
+        counter(
             "spliff_parser_resyncs_total",
             "Times a parser found its place again after a gap or a mid-stream start.",
             total["parser_resyncs"],

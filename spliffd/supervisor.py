@@ -30,7 +30,7 @@ from spliffd.errors import FailedError, UsageError
 from spliffd.journal import logger, set_debug
 from spliffd.kernel.mappings import Mappings
 from spliffd.kernel.maps import PROCESS_RING_BYTES
-from spliffd.kernel.records import PROCESS_MAPPED, PROCESS_RECORD, mapped_file
+from spliffd.kernel.records import PROCESS_MAPPED, PROCESS_RECORD, cgroup_of, mapped_file
 from spliffd.kernel.ring import Ring
 from spliffd.protocols.mask_command import mask_command
 from spliffd.protocols.masking import Masker
@@ -287,6 +287,7 @@ class Supervisor:
                     continue
                 self.area.supervisor.add("execs_seen")
                 self.processes.remember(pid, start_ns, ring.data[at : at + PROCESS_RECORD.size + sum(texts)])
+                self._demands.judgements.seen(cgroup_of(ring.data, at))
                 self.libraries.started(pid, start_ns)
             ring.release()
         ring.release()
@@ -309,6 +310,7 @@ class Supervisor:
             for _ in self.kernel.sweep():
                 await asyncio.sleep(0)  # a library that is being mapped does not wait
             self.area.supervisor.set("flows_evicted", self.kernel.evicted)
+            self._demands.look()
             if self.occupancy.look():
                 for _ in self.ledger.refresh():
                     await asyncio.sleep(0)

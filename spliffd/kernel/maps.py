@@ -48,6 +48,7 @@ NUMBERS = {
     1032: "unwanted",
     1033: "witnesses",
     1034: "self_tests",
+    1035: "judged",
 }
 
 SCOPE_SLOTS = 16
@@ -87,7 +88,7 @@ stays without a socket, or is found later."""
 ADJACENT_VALUE, CANDIDATE_VALUE = 72, 16
 CALLS_VALUE = 24 + 4 * 48
 GO_KEY, GO_VALUE = 16, 64
-CONN_KEY, CONN_VALUE = 24, 192
+CONN_KEY, CONN_VALUE = 24, 200
 DEMAND_BYTES, WANTED_KEY = 384, 24
 DEMAND_WORD, DEMAND_RATE, DEMAND_SHARE, DEMAND_SINCE = 0, 1, 8, 9
 DEMAND_PRESSED, DEMAND_CUT, DEMAND_LOOKED = 11, 16, 17
@@ -99,6 +100,9 @@ SELF_TESTS, SELF_TEST_WORDS = 1024, 4
 """Files whose relocated probes prove themselves, in one run of the daemon; number 0 is none."""
 WANTED = 4096
 """Pids, uids and names that watchers ask for, all together; more than that and everybody is delivered."""
+JUDGED = 16384
+"""Cgroups that were judged by their names: a host with thousands of containers; processes of those beyond
+are delivered whoever they are. Made as needed: nobody may ever watch a unit."""
 FLOW_KEY, FLOW_VALUE = 48, 32
 SETTINGS = struct.Struct("=7I4xQ")
 IN_SCOPE, EXCLUDED = 1, 2
@@ -156,6 +160,7 @@ class Maps:
                 bpf.MAP_ARRAY, 4, unwanted.ENTRY_BYTES, unwanted.SLOTS, bpf.F_MMAPABLE, "unwanted"
             ),
             "wanted": make(bpf.MAP_HASH, WANTED_KEY, 1, WANTED, name="wanted"),
+            "judged": make(bpf.MAP_HASH, 8, 1, JUDGED, bpf.F_NO_PREALLOC, "judged"),
             "blank": make(bpf.MAP_ARRAY, 4, FLOW_SIZE, 1, name="blank"),
         }
         self.netns_cookie = netns_cookie()

@@ -110,6 +110,13 @@ def unpack_exec(record: bytes) -> Exec:
     )
 
 
+def cgroup_of(buffer: bytes | memoryview | mmap.mmap, at: int) -> str:
+    """The path of the cgroup in the process_record at ``at``."""
+    _, _, _, _, _, exe, cgroup, _, flags = PROCESS_RECORD.unpack_from(buffer, at)
+    begin = at + PROCESS_RECORD.size + exe
+    return _path(bytes(buffer[begin : begin + cgroup]), "..." if flags & PROCESS_PATH_CUT else "") or "/"
+
+
 def _path(names: bytes, cut: str) -> str:
     parts = names.split(b"\0")[:-1]
     return cut + "".join(f"/{name.decode(errors='replace')}" for name in reversed(parts)) if parts else ""

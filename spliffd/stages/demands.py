@@ -6,7 +6,8 @@ call on. A worker that has not spoken yet counts as one without watchers. Never 
 
 Connections keep the answer to "is this one watched?" together with the word it was found for, so every
 change of the table is framed by words: names are there before the word that lets them be looked up, and
-after names are gone another word makes everybody ask again.
+after names are gone another word makes everybody ask again. Which cgroups the watchers of units and
+containers mean is in a table of its own (``stages.judgements``), all of it before the word.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from spliffd import ipc
 from spliffd.journal import logger
 from spliffd.kernel import bpf
 from spliffd.kernel.maps import DEMAND_RATE, DEMAND_WORD, Maps
+from spliffd.stages.judgements import Judgements
 
 log = logger("demands")
 
-EVERYBODY, PIDS, UIDS, COMMS = 1, 2, 4, 8
+EVERYBODY, PIDS, UIDS, COMMS, CGROUPS = 1, 2, 4, 8, 16
 """enum demand_flag"""
 
 FLAG_BITS = 8
@@ -41,20 +43,35 @@ class Demands:
 
     def __init__(self, maps: Maps, rate: int) -> None:
         self._maps = maps
+        self.judgements = Judgements(maps.fd["judged"])
         self._by_worker: dict[int, Names | None] = {}
         """None: everybody."""
+        self._cgroups: dict[int, ipc.Whom] = {}
+        """By worker: the units and containers that its watchers want."""
         self._table: Names = {}
+        self._asked: tuple[list[str], list[str]] = ([], [])
         self._number = 0
+        self._unjudged = 0
         maps.demand[DEMAND_RATE] = max(rate > 0, rate * RECORDS_PER_EXCHANGE // WINDOWS_PER_SECOND)
 
     def wanted(self, number: int, watchers: int, whom: ipc.Whom | None) -> None:
         """Worker ``number`` has this many watchers, who want to see the connections of ``whom``."""
         known = number in self._by_worker
         names = {} if not watchers else None if whom is None else names_of(whom)
-        if known and self._by_worker[number] == names:
+        cgroups = ipc.Whom()
+        if watchers and whom is not None:
+            cgroups = ipc.Whom(units=whom.units, containers=whom.containers)
+        if known and self._by_worker[number] == names and self._cgroups[number] == cgroups:
             return
-        self._by_worker[number] = names
+        self._by_worker[number], self._cgroups[number] = names, cgroups
         self._push()
+
+    def look(self) -> None:
+        """Judges the cgroups that the kernel has met and that nobody judged, if there were any."""
+        unjudged = self._maps.counters.get("unjudged_calls")
+        if unjudged != self._unjudged:
+            self._unjudged = unjudged
+            self.judgements.again()
 
     def _push(self) -> None:
         table: Names = {}
@@ -72,7 +89,7 @@ class Demands:
         except OSError as error:  # more than the table holds, or no memory
             log.warning("everybody's connections are delivered", error=error.strerror)
             everybody = True
-        flags = 0
+        flags = CGROUPS if self._judge() else 0
         for flag in table.values():
             flags |= flag
         self._word(flags | (EVERYBODY if everybody else 0))
@@ -83,6 +100,15 @@ class Demands:
             bpf.map_delete(fd, key)
             del self._table[key]
         self._word(flags | (EVERYBODY if everybody else 0))
+
+    def _judge(self) -> bool:
+        """Whether some are wanted for their cgroups; which these are is in the kernel's table then."""
+        units = sorted({unit for one in self._cgroups.values() for unit in one.units})
+        containers = sorted({prefix for one in self._cgroups.values() for prefix in one.containers})
+        if (units, containers) != self._asked:
+            self.judgements.watch(units, containers)
+            self._asked = units, containers
+        return bool(units or containers)
 
     def _word(self, flags: int) -> None:
         """One store of 64 bits: a program sees the old word or the new one."""

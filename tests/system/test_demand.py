@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +136,36 @@ def test_relocated_probes_prove_themselves_on_the_first_calls(lab: Lab, daemon: 
     for symbol in ("ssl_read_internal", "ssl_write_internal"):
         assert "self-test passed: of " in proofs[symbol]
         assert proofs[symbol].endswith(" and 0 differently")
+
+
+def in_cgroup(lab: Lab, name: str) -> Path:
+    folder = lab.cgroup / name
+    folder.mkdir()
+    return folder
+
+
+def test_a_watcher_of_a_unit_gets_a_service_that_starts_later_from_its_first_request_on(
+    lab: Lab, daemon: Daemon, server: Nginx
+):
+    other = in_cgroup(lab, "other.service")
+    outside = KeepAlive(lab, None, "127.0.0.1", server.port)
+    outside.ask("/hello")  # the library is probed
+    before = counted(daemon)[1]
+    watch = daemon.watch(filter=spliff_pb2.Filter(units=["shop.service"]))
+    shop = in_cgroup(lab, "shop.service")
+    for number in range(7):
+        for folder, path in ((shop, f"shop?n={number}"), (other, "other")):
+            client = lab.start("curl", "-sSk", server.url(f"/hello?{path}"), cgroup=folder)
+            assert client.wait(30) == 0
+    for _ in range(ASKED):
+        outside.ask("/hello")
+    watch.wait_for(7)
+    watch.settle(0.3)
+    watch.stop()
+
+    assert [one.request.path for one in watch.exchanges] == [f"/hello?shop?n={n}" for n in range(7)]
+    assert {one.completeness.state for one in watch.exchanges} == {"complete"}
+    assert {one.process.unit for one in watch.exchanges} == {"shop.service"}
+    assert watch.losses == []
+    assert counted(daemon)[1] > before  # of the others, some are counted only
+    outside.close()

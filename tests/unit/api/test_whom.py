@@ -24,7 +24,12 @@ from spliffd.pb import spliff_pb2 as pb
         (pb.Filter(users=["33", "www-data"]), None),
         (pb.Filter(pids=[7], comms=["n*"], hosts=["x"]), ipc.Whom(pids=[7])),
         (pb.Filter(pids=[7], ppids=[1]), None),
-        (pb.Filter(hosts=["x"], paths=["/y"], units=["z"]), None),
+        (pb.Filter(hosts=["x"], paths=["/y"], units=["z"]), ipc.Whom(units=["z"])),
+        (pb.Filter(units=["z", "*"]), None),
+        (pb.Filter(units=["z*"], containers=["5F5F5F"]), ipc.Whom(containers=["5f5f5f"])),
+        (pb.Filter(pids=[7], units=["z"]), ipc.Whom(pids=[7])),
+        (pb.Filter(ppids=[7], units=["z"]), None),
+        (pb.Filter(hosts=["x"], paths=["/y"]), None),
     ],
 )
 def test_one_condition_that_the_kernel_can_decide(asked: pb.Filter, told: ipc.Whom | None):
