@@ -67,6 +67,8 @@ class Judgements:
         self.refused = 0
         for path, folder in found.items():
             self._judge(path, folder)
+        if self.refused:
+            log.warning("more cgroups than can be judged: theirs is delivered", cgroups=self.refused)
 
     def seen(self, path: str) -> None:
         """A process runs in this cgroup: judges it, if that has not been done."""
