@@ -10,68 +10,17 @@ from spliffd import ipc
 from spliffd.kernel import records
 from spliffd.kernel.maps import (
     DEMAND_CUT,
-    DEMAND_LOOKED,
     DEMAND_PRESSED,
     DEMAND_RATE,
     DEMAND_SHARE,
     DEMAND_SINCE,
 )
 from spliffd.kernel.unwanted import Unwanted
-from spliffd.stages.demands import Demands
 from tests.support.dialogue import Dialogue
 from tests.support.lab import Lab, wait_for
 from tests.support.shared import lab_of_the_file
-from tests.support.tracer import Record, Tracer
-
-GET = b"GET /1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
-FAR_AWAY = 1 << 62
-
-
-class Watched:
-    """A tracer whose share of unwatched connections stays what the test says."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        self.tracer = tracer
-        self.demands = Demands(tracer.maps, 1)
-        self.leave()
-        tracer.maps.demand[DEMAND_SINCE] = FAR_AWAY  # no window ends
-        self.share(1024)
-        self.press(0)
-        self._counted = tracer.maps.counters.get("unsampled_exchanges")
-        self._shed = tracer.maps.counters.get("shed_exchanges")
-        self._unjudged = tracer.maps.counters.get("unjudged_calls")
-
-    def share(self, share: int) -> None:
-        self.tracer.maps.demand[DEMAND_SHARE] = share
-
-    def watch(self, whom: ipc.Whom | None) -> None:
-        self.demands.wanted(0, 1, whom)
-
-    def leave(self) -> None:
-        self.demands.wanted(0, 0, None)
-
-    def press(self, cut: int, *, looked: int = FAR_AWAY) -> None:
-        """Leaves so many 1,024ths out, until the ring is looked at again."""
-        demand = self.tracer.maps.demand
-        demand[DEMAND_CUT], demand[DEMAND_PRESSED], demand[DEMAND_LOOKED] = cut, int(cut > 0), looked
-
-    def shed(self) -> int:
-        return self.tracer.maps.counters.get("shed_exchanges") - self._shed
-
-    def unjudged(self) -> int:
-        return self.tracer.maps.counters.get("unjudged_calls") - self._unjudged
-
-    def unsampled(self) -> int:
-        return self.tracer.maps.counters.get("unsampled_exchanges") - self._counted
-
-    def data(self) -> list[Record]:
-        return [record for record in self.tracer.read() if record.kind == records.DATA]
-
-    def said(self) -> list[bytes]:
-        """What was delivered of each call, by whoever made it: one entry for writing, one for reading."""
-        return [record.payload for record in self.data()]
-
+from tests.support.tracer import Tracer
+from tests.support.watched import GET, OK, Watched, twice
 
 lab = lab_of_the_file("demand")
 
@@ -93,11 +42,6 @@ def dialogue(lab: Lab, kernel: Watched, request: pytest.FixtureRequest) -> Itera
     dialogue = Dialogue(lab, request.param)
     yield dialogue
     dialogue.close()
-
-
-def twice(*messages: bytes) -> list[bytes]:
-    """Written by one end, read by the other."""
-    return [message for message in messages for _ in range(2)]
 
 
 def test_all_is_delivered_while_the_rate_allows_it(kernel: Watched, dialogue: Dialogue):
@@ -355,129 +299,3 @@ def test_a_full_ring_leaves_out_and_an_empty_one_takes_back(lab: Lab):
         assert len(kernel.said()) == 4
         assert tracer.maps.demand[DEMAND_CUT] == 0
         dialogue.close()
-
-
-# ---- watchers of units and containers --------------------------------------------------------------
-
-ID = "5f" * 32
-
-
-class Moved:
-    """A dialogue whose process is put into cgroups of the lab by name."""
-
-    def __init__(self, lab: Lab, dialogue: Dialogue) -> None:
-        self._lab, self._pid = lab, dialogue.pid
-
-    def to(self, name: str) -> None:
-        folder = self._lab.cgroup / name
-        folder.mkdir(exist_ok=True)
-        (folder / "cgroup.procs").write_text(str(self._pid))
-
-
-@pytest.fixture
-def process(lab: Lab, dialogue: Dialogue) -> Moved:
-    return Moved(lab, dialogue)
-
-
-def unit(name: str) -> ipc.Whom:
-    return ipc.Whom(units=[name])
-
-
-@pytest.mark.parametrize(
-    ("cgroup", "whom"),
-    [
-        ("shop.service", unit("shop.service")),
-        ("shop.service", unit("sh*.service")),
-        (f"docker-{ID}.scope", ipc.Whom(containers=[ID[:12]])),
-        (f"cri-containerd-{ID}.scope", ipc.Whom(containers=["abcdef", ID])),
-        ("shop.service", ipc.Whom(pids=[1], units=["shop.service"], containers=["abcdef"])),
-    ],
-    ids=["unit", "pattern", "docker", "containerd", "of-several"],
-)
-def test_a_watcher_of_a_unit_gets_all_of_it(
-    kernel: Watched, dialogue: Dialogue, process: Moved, cgroup: str, whom: ipc.Whom
-):
-    process.to(cgroup)
-    kernel.share(0)
-    kernel.watch(whom)
-    dialogue.client(GET)
-    dialogue.server(OK)
-
-    assert kernel.said() == twice(GET, OK)
-    assert kernel.unjudged() == 0
-
-
-@pytest.mark.parametrize(
-    "whom", [unit("shop.service"), ipc.Whom(containers=[ID[:12]])], ids=["unit", "container"]
-)
-def test_of_another_unit_nothing_is_copied(
-    kernel: Watched, dialogue: Dialogue, process: Moved, whom: ipc.Whom
-):
-    process.to("other.service")
-    kernel.share(0)
-    kernel.watch(whom)
-    for _ in range(3):
-        dialogue.client(GET)
-        dialogue.server(OK)
-
-    assert kernel.said() == []
-    assert kernel.unsampled() == 2 * 3
-    assert kernel.unjudged() == 0
-
-
-def test_a_cgroup_that_was_just_made_is_wanted_until_it_is_judged(
-    kernel: Watched, dialogue: Dialogue, process: Moved
-):
-    kernel.share(0)
-    kernel.watch(unit("shop.service"))
-    process.to(f"new{dialogue.pid}.service")
-    dialogue.client(GET)
-    dialogue.server(OK)
-    assert kernel.said() == twice(GET, OK)
-    assert kernel.unjudged() > 0
-    kernel.demands.look()
-    dialogue.server(OK)  # of an exchange that was delivered: to its end
-    dialogue.client(GET)
-
-    assert kernel.said() == twice(OK)
-
-
-def test_a_process_that_is_moved_is_asked_anew(kernel: Watched, dialogue: Dialogue, process: Moved):
-    process.to("shop.service")
-    process.to("other.service")
-    kernel.share(0)
-    kernel.watch(unit("shop.service"))
-    dialogue.client(GET)
-    dialogue.server(OK)
-    assert kernel.said() == []
-    process.to("shop.service")
-    dialogue.client(GET)
-    dialogue.server(OK)
-
-    assert kernel.said() == twice(GET, OK)
-
-
-def test_watchers_of_units_come_and_go(kernel: Watched, dialogue: Dialogue, process: Moved):
-    process.to("shop.service")
-    kernel.share(0)
-
-    def delivered() -> bool:
-        dialogue.client(GET)
-        dialogue.server(OK)
-        return bool(kernel.said())
-
-    kernel.demands.wanted(0, 1, unit("other.service"))
-    assert not delivered()
-    kernel.demands.wanted(1, 1, unit("shop.service"))
-    assert delivered()
-    kernel.demands.wanted(1, 1, unit("mail.service"))
-    assert not delivered()
-    kernel.demands.wanted(1, 1, None)
-    assert delivered()
-    kernel.demands.wanted(1, 0, None)
-    assert not delivered()
-    kernel.demands.wanted(1, 1, ipc.Whom(pids=[dialogue.pid]))
-    assert delivered()
-    kernel.demands.wanted(1, 0, None)
-    kernel.demands.wanted(0, 0, None)
-    assert not delivered()
