@@ -118,18 +118,25 @@ def _why(evidence: Evidence) -> tuple[str, str]:
     since = min((file.attached_ns for file in attached), default=0)
     if all(missed.first_ns < since for missed in evidence.missed):
         return "attached_late", f"the connection is older than the probes in {attached[0].path}"
+    unread = [file for file in evidence.files if file.state == "unread"]
+    for file in unread:
+        if file.named:  # likelier than any that may not be probed: it may, and what is in it is not known yet
+            return _not_inspected(file)
     outside = [file for file in evidence.files if file.state == "out_of_scope"]
     for file in outside:
         if file.named:
             return "out_of_scope", f"{file.path} is not in scope"
     if attached:
         return "probes_silent", f"probes are in place in {attached[0].path}, and none saw what it said"
-    unread = next((file for file in evidence.files if file.state == "unread"), None)
-    if unread is not None:
-        return "not_inspected", f"{unread.path} has not been inspected yet"
+    if unread:
+        return _not_inspected(unread[0])
     if outside:
         return "out_of_scope", f"{outside[0].path} is not in scope, so nobody looks into it"
     return "unknown_library", "none of its files holds a TLS library that is known"
+
+
+def _not_inspected(file: TlsFile) -> tuple[str, str]:
+    return "not_inspected", f"{file.path} has not been inspected yet"
 
 
 def _blocked(files: Sequence[TlsFile]) -> tuple[str, str] | None:

@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from spliffd import ipc
 from spliffd.api import whom
 from spliffd.api.filter import Filter
+from spliffd.attribution.processes import owners
 from spliffd.pb import spliff_pb2 as pb
+from spliffd.stages.judgements import matcher
+
+ID = "5f" * 32
 
 
 @pytest.mark.parametrize(
@@ -52,19 +56,31 @@ filters = st.builds(
     users=st.lists(st.sampled_from(["0", "1", "root"]), max_size=2),
     ppids=st.lists(st.integers(1, 3), max_size=1),
     paths=st.lists(st.just("/x"), max_size=1),
+    units=st.lists(st.sampled_from(["a.service", "b*", "*"]), max_size=2),
+    containers=st.lists(st.sampled_from([ID[:12], ID[:12].upper(), "cd" * 6]), max_size=1),
 )
+cgroups = st.sampled_from(["/", "/a.service", "/x.slice/b.service", f"/docker-{ID}.scope", "/a.service/leaf"])
 
 
 @given(
     st.lists(filters, min_size=1, max_size=3),
     st.integers(1, 3), st.integers(0, 1), st.sampled_from("ab"), st.sampled_from(["", "root"]), st.integers(0, 3),
+    cgroups,
 )  # fmt: skip
-def test_who_matches_a_filter_is_among_them(asked, pid, uid, comm, user, ppid):
+def test_who_matches_a_filter_is_among_them(asked, pid, uid, comm, user, ppid, cgroup):
     told = whom.union([whom.of(one) for one in asked])
+    unit, container = owners(cgroup)
     summary = ipc.Summary(
-        pid, ppid, uid, comm, "", user, "", "", "openssl", 1, 2, "", "", [], "http1", "", "/x", "GET", 200
-    )
+        pid, ppid, uid, comm, "", user, unit, container, "openssl", 1, 2, "", "", [], "http1", "", "/x", "GET",
+        200,
+    )  # fmt: skip
     matches = any(Filter(one).match(summary) for one in asked)
-    kept = told is None or pid in told.pids or uid in told.uids or comm in told.comms
+    kept = (
+        told is None
+        or pid in told.pids
+        or uid in told.uids
+        or comm in told.comms
+        or matcher(told.units, told.containers)(cgroup)
+    )
 
     assert kept or not matches

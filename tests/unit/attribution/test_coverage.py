@@ -72,6 +72,8 @@ def test_what_nobody_looked_at():
     unread = TlsFile("/opt/app", "", "unread", named=True)
     assert word(Evidence(missed=MISSED, files=None)) == ("not", "not_inspected")
     assert word(Evidence(missed=MISSED, files=[unread])) == ("not", "not_inspected")
+    outside = TlsFile("/usr/lib/libcrypto.so.3", "", "out_of_scope", named=True)
+    assert word(Evidence(missed=MISSED, files=[outside, unread])) == ("not", "not_inspected")
     assert word(Evidence(missed=MISSED, files=[])) == ("not", "unknown_library")
     assert word(Evidence(missed=MISSED, files=None, bits32=True)) == ("not", "32bit")
 
