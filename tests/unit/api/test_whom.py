@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spliffd import ipc
@@ -62,6 +62,7 @@ filters = st.builds(
 cgroups = st.sampled_from(["/", "/a.service", "/x.slice/b.service", f"/docker-{ID}.scope", "/a.service/leaf"])
 
 
+@settings(max_examples=1000)
 @given(
     st.lists(filters, min_size=1, max_size=3),
     st.integers(1, 3), st.integers(0, 1), st.sampled_from("ab"), st.sampled_from(["", "root"]), st.integers(0, 3),
