@@ -105,8 +105,8 @@ def test_redis_is_named_and_shown_at_both_ends(lab: Lab, daemon: Daemon):
         asked, answered = (
             (sent["sent"], sent["received"]) if role == "client" else (sent["received"], sent["sent"])
         )
-        assert asked.endswith(b"*3\r\n$3\r\nSET\r\n$3\r\nkey\r\n$11\r\nvalue of it\r\n")
-        assert answered.endswith(b"+OK\r\n")
+        assert asked.endswith(b"*3\r\n$3\r\nSET\r\n$3\r\nkey\r\n$11\r\nvalue of it\r\n"), chunks(watch)
+        assert answered.endswith(b"+OK\r\n"), chunks(watch)
         assert {chunk.protocol for chunk in seen} == {"redis"}
         assert {chunk.correlation.wire for chunk in seen} == {"TC"}
         times = [chunk.time_ns for chunk in seen]
