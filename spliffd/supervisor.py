@@ -287,7 +287,8 @@ class Supervisor:
                     continue
                 self.area.supervisor.add("execs_seen")
                 self.processes.remember(pid, start_ns, ring.data[at : at + PROCESS_RECORD.size + sum(texts)])
-                self._demands.judgements.seen(cgroup_of(ring.data, at))
+                if self._demands.judgements.wanted:
+                    self._demands.judgements.seen(cgroup_of(ring.data, at))
                 self.libraries.started(pid, start_ns)
             ring.release()
         ring.release()

@@ -44,6 +44,11 @@ class Judgements:
         self.refused = 0
         """Cgroups that found the table full, in the last walk: their processes are delivered."""
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody watches a unit or a container."""
+        return self._match is not None
+
     def watch(self, units: list[str], containers: list[str]) -> None:
         """From now on these are wanted, and no others that are judged."""
         self._match = matcher(units, containers) if units or containers else None

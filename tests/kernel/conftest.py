@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.dialogue import Dialogue
 from tests.support.lab import Lab
 from tests.support.net import Namespace, Network
+from tests.support.tracer import Tracer
+from tests.support.watched import Watched
 
 
 @pytest.fixture
@@ -25,3 +28,25 @@ def net() -> Iterator[Network]:
 @pytest.fixture
 def ns(net: Network) -> Namespace:
     return net.namespace()
+
+
+# Of tests of demand, whose lab is that of the file.
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["session", "two-links"])
+def tracer(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Tracer]:
+    with Tracer(lab, sessions=request.param) as tracer:
+        yield tracer
+
+
+@pytest.fixture
+def kernel(tracer: Tracer) -> Watched:
+    tracer.read()
+    return Watched(tracer)
+
+
+@pytest.fixture(params=["socket", "memory"])
+def dialogue(lab: Lab, kernel: Watched, request: pytest.FixtureRequest) -> Iterator[Dialogue]:
+    dialogue = Dialogue(lab, request.param)
+    yield dialogue
+    dialogue.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from spliffd import ipc
@@ -23,25 +21,6 @@ from tests.support.tracer import Tracer
 from tests.support.watched import GET, OK, Watched, twice
 
 lab = lab_of_the_file("demand")
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["session", "two-links"])
-def tracer(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Tracer]:
-    with Tracer(lab, sessions=request.param) as tracer:
-        yield tracer
-
-
-@pytest.fixture
-def kernel(tracer: Tracer) -> Watched:
-    tracer.read()
-    return Watched(tracer)
-
-
-@pytest.fixture(params=["socket", "memory"])
-def dialogue(lab: Lab, kernel: Watched, request: pytest.FixtureRequest) -> Iterator[Dialogue]:
-    dialogue = Dialogue(lab, request.param)
-    yield dialogue
-    dialogue.close()
 
 
 def test_all_is_delivered_while_the_rate_allows_it(kernel: Watched, dialogue: Dialogue):

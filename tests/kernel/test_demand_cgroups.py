@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from spliffd import ipc
 from tests.support.dialogue import Dialogue
 from tests.support.lab import Lab
 from tests.support.shared import lab_of_the_file
-from tests.support.tracer import Tracer
 from tests.support.watched import GET, OK, Watched, twice
 
 lab = lab_of_the_file("cgroups")
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["session", "two-links"])
-def tracer(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Tracer]:
-    with Tracer(lab, sessions=request.param) as tracer:
-        yield tracer
-
-
-@pytest.fixture
-def kernel(tracer: Tracer) -> Watched:
-    tracer.read()
-    return Watched(tracer)
-
-
-@pytest.fixture(params=["socket", "memory"])
-def dialogue(lab: Lab, kernel: Watched, request: pytest.FixtureRequest) -> Iterator[Dialogue]:
-    dialogue = Dialogue(lab, request.param)
-    yield dialogue
-    dialogue.close()
 
 
 ID = "5f" * 32
