@@ -95,7 +95,7 @@ static __always_inline void emit(u64 state, u64 from, u64 conn, u64 generation, 
   } else {
     digits(text + ETAG_AT, VARY ? number : 0);
   }
-  bpf_ringbuf_submit(record, wakeup(0));
+  bpf_ringbuf_submit(record, wakeup(ring, 0));
 }
 
 int one_exchange(struct __sk_buff *skb) {
