@@ -11,6 +11,7 @@ from spliffd.pb import spliff_pb2 as pb
 from tests.support.daemon import Watch
 from tests.support.lab import Lab, stop, wait_for
 from tests.support.net import Namespace
+from tests.support.oracle import IN_ORDER
 from tests.support.servers import free_port
 
 FIELDS = (
@@ -47,7 +48,7 @@ class Capture:
     def hellos(self) -> list[dict[str, str]]:
         """Field by field of every packet with a ClientHello or ServerHello."""
         done = subprocess.run(
-            ["tshark", "-r", self.file, "-Y", "tls.handshake.type == 1 || tls.handshake.type == 2", "-T", "fields",
+            ["tshark", "-r", self.file, "-o", IN_ORDER, "-Y", "tls.handshake.type == 1 || tls.handshake.type == 2", "-T", "fields",
              "-d", "tcp.port==1-65535,tls",
              *(part for field in FIELDS for part in ("-e", field))],
             check=True, capture_output=True, text=True,
