@@ -253,6 +253,7 @@ class Supervisor:
         counters = self.area.supervisor
         if isinstance(message, ipc.WhoIs):
             counters.add("whois_requests")
+            self._processes_started()  # its exec may still be in the ring, and the process gone
             facts, known = self.processes.facts(message.pid, message.start_ns)
             if not known:
                 counters.add("whois_too_late")

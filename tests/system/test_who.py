@@ -6,6 +6,8 @@ in one of them, and every watcher must see its own and no other."""
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 
 from spliffd.pb import spliff_pb2 as pb
@@ -115,3 +117,23 @@ def test_executables_users_and_parents(lab: Lab, daemon: Daemon, server: Nginx):
     }
     for name, watch in watches.items():
         assert seen(watch) == wanted[name], name
+
+
+def test_a_process_that_is_gone_when_the_supervisor_has_time(lab: Lab, daemon: Daemon, server: Nginx):
+    """Its exec is told by the kernel, and the question waits: the answer is whole all the same."""
+    watch = daemon.watch(filter=pb.Filter(comms=["curl"]))
+    curl(lab, server, "before")  # the library has its probes
+    watch.wait_for(1)
+    supervisor = daemon.process.pid
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        pid = curl(lab, server, "gone")
+        time.sleep(0.8)  # so long it may take beside others that want the processors
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    watch.wait_for(2)
+    watch.stop()
+
+    (gone,) = (exchange for exchange in watch.exchanges if exchange.process.pid == pid)
+    assert gone.process.exe.endswith("/curl")
+    assert "/hello?gone" in gone.process.cmdline
