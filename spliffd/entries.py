@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from itertools import accumulate
 from typing import Final, Literal
 
 from spliffd import ipc
@@ -75,40 +76,55 @@ class Writer:
         self._pieces: list[bytes] = []
         self._ends: list[int] = []
         self._at = 0
+        self._connections: dict[bytes, int] = {}
+        self._uids: list[int] = []
+        self._of: list[int] = []
         self._told: list[bytes] = []
         self._told_ends: list[int] = []
         self._told_at = 0
-        self._uids: list[int] = []
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def add(self, public: bytes, summary: bytes, uid: int) -> None:
-        """``public`` and ``summary`` as of an ``ipc.Frame``."""
+    def add(self, public: bytes, connection: bytes, rest: bytes, uid: int) -> None:
+        """``public`` as of an ``ipc.Frame``; its summary is ``connection`` and then ``rest``.
+
+        Exchanges of one connection have the same ``connection``, and so the same ``uid``.
+        """
         size = len(public)
         head = _HEADS[size] if size < _KNOWN else _head(size)
         self._pieces += (head, public, BLANK)
         self._at += len(head) + size + len(BLANK)
         self._ends.append(self._at)
-        self._told.append(summary)
-        self._told_at += len(summary)
+        place = self._connections.get(connection)
+        if place is None:
+            place = self._connections[connection] = len(self._uids)
+            self._uids.append(uid)
+        self._of.append(place)
+        self._told.append(rest)
+        self._told_at += len(rest)
         self._told_ends.append(self._told_at)
-        self._uids.append(uid)
 
     def take(self) -> ipc.Exchanges:
         """All that were added since the last time."""
+        connections = list(self._connections)
         told = ipc.Exchanges(
             memoryview(b"".join(self._pieces)),
             array("I", self._ends).tobytes(),
+            b"".join(connections),
+            array("I", accumulate(map(len, connections))).tobytes(),
+            array("q", self._uids).tobytes(),
+            array("I", self._of).tobytes(),
             b"".join(self._told),
             array("I", self._told_ends).tobytes(),
-            array("q", self._uids).tobytes(),
         )
         self._pieces.clear()
         self._ends.clear()
+        self._connections.clear()
+        self._uids.clear()
+        self._of.clear()
         self._told.clear()
         self._told_ends.clear()
-        self._uids.clear()
         self._at = self._told_at = 0
         return told
 
@@ -122,20 +138,38 @@ def _numbers(kind: Literal["I", "q"], data: bytes) -> array[int]:
 class Entries:
     """Exchanges with their ids, from ``first`` on. Raises ValueError for what no Writer has written."""
 
-    __slots__ = ("_decoded", "_summaries", "_summary_ends", "_uids", "data", "ends", "first")
+    __slots__ = (
+        "_connection_uids",
+        "_summaries",
+        "_tails",
+        "_tails_ends",
+        "connections",
+        "data",
+        "ends",
+        "first",
+        "of",
+    )
 
     def __init__(self, told: ipc.Exchanges, first: int) -> None:
         self.data = bytearray(told.entries)
         """To be sent as it is; nobody changes it any more."""
         self.ends = _numbers("I", told.ends)
         self.first = first
-        self._summaries = told.summaries
-        self._summary_ends = told.summary_ends
-        self._uids = told.uids
-        self._decoded: list[ipc.Summary] | None = None
+        self.connections = _pieces(told.connections, _numbers("I", told.connection_ends))
+        """What summaries of the connections' exchanges begin with."""
+        self._connection_uids = _numbers("q", told.uids)
+        self.of = _numbers("I", told.of)
+        """For each exchange the place of its connection in ``connections``."""
+        self._tails = told.summaries
+        self._tails_ends = told.summary_ends
+        self._summaries: dict[int, ipc.Summary] | None = None
         count = len(self.ends)
-        if len(self._summary_ends) != 4 * count or len(self._uids) != 8 * count:
-            raise ValueError("summaries or users are missing")
+        if len(self._connection_uids) != len(self.connections):
+            raise ValueError("users are missing")
+        if len(self.of) != count or max(self.of, default=-1) >= len(self.connections):
+            raise ValueError("connections are missing")
+        if len(self._tails_ends) != 4 * count:
+            raise ValueError("summaries are missing")
         self._number()
 
     def _number(self) -> None:
@@ -161,12 +195,13 @@ class Entries:
     @property
     def summary_bytes(self) -> int:
         """Of all of them together."""
-        return len(self._summaries)
+        return sum(map(len, self.connections)) + len(self._tails)
 
     @property
-    def uids(self) -> array[int]:
+    def uids(self) -> list[int]:
         """Whose they are."""
-        return _numbers("q", self._uids)
+        uids = self._connection_uids
+        return [uids[place] for place in self.of]
 
     def entry(self, index: int) -> bytes:
         """One of them as it is sent."""
@@ -178,29 +213,45 @@ class Entries:
             return self.data
         return self.data[self.ends[start - 1] if start else 0 : self.ends[end - 1]]
 
-    def summaries(self) -> list[ipc.Summary]:
-        """What filters need of each; taken apart when the first of them asks, and kept until ``forget``."""
-        if self._decoded is None:
-            decode = ipc.summary_of
-            self._decoded = [decode(self._summary(index)) for index in range(len(self.ends))]
-        return self._decoded
+    def summary(self, index: int) -> ipc.Summary:
+        """What filters need of one; taken apart when the first of them asks, and kept until ``forget``."""
+        if self._summaries is None:
+            self._summaries = {}
+        found = self._summaries.get(index)
+        if found is None:
+            found = self._summaries[index] = ipc.summary_of(self._summary(index))
+        return found
 
     def forget(self) -> None:
         """Every filter has asked: what it asked for is larger than all the rest."""
-        self._decoded = None
+        self._summaries = None
 
     def frame(self, index: int) -> ipc.Frame:
         """One of them as a worker sends what is not alike."""
         start, end = self.ends[index - 1] if index else 0, self.ends[index]
         public = bytes(self.data[end - _content_size(end - start) : end - len(BLANK)])
-        (uid,) = _UID(self._uids, 8 * index)
+        uid = self._connection_uids[self.of[index]]
         return ipc.Frame(ipc.EXCHANGE, 0, self._summary(index), public, uid=uid)
 
     def _summary(self, index: int) -> bytes:
-        (end,) = _END(self._summary_ends, 4 * index)
-        start = _END(self._summary_ends, 4 * index - 4)[0] if index else 0
-        return self._summaries[start:end] if start < end else _NO_SUMMARY  # only a worker that lies has none
+        (end,) = _END(self._tails_ends, 4 * index)
+        start = _END(self._tails_ends, 4 * index - 4)[0] if index else 0
+        # Only a worker that lies has none.
+        return self.connections[self.of[index]] + _between(self._tails, start, end) or _NO_SUMMARY
 
 
-_UID = struct.Struct("=q").unpack_from
+def _pieces(joined: bytes, ends: array[int]) -> list[bytes]:
+    start = 0
+    found: list[bytes] = []
+    for end in ends:
+        found.append(_between(joined, start, end))
+        start = end
+    return found
+
+
+def _between(data: bytes, start: int, end: int) -> bytes:
+    """A slice. Ends that cannot be are asked about first: a compiled module raises SystemError for them."""
+    return data[start:end] if start < end else b""
+
+
 _END = struct.Struct("=I").unpack_from

@@ -102,12 +102,18 @@ class Exchanges(msgspec.Struct, array_like=True, gc=False, tag=1):
     """Entries of ``WatchResponse.items``, one behind the other."""
     ends: bytes
     """uint32 each."""
-    summaries: bytes
-    """Encoded ``Summary``s."""
-    summary_ends: bytes
+    connections: bytes
+    """Beginnings of encoded ``Summary``s, one for each connection: what is the same for all its exchanges."""
+    connection_ends: bytes
     """uint32 each."""
     uids: bytes
-    """int64 each: whose process it is of, as in Frame."""
+    """int64 for each connection: whose process it is of, as in Frame."""
+    of: bytes
+    """uint32 for each exchange: the place of its connection among those."""
+    summaries: bytes
+    """The ends of the encoded ``Summary``s, one for each exchange."""
+    summary_ends: bytes
+    """uint32 each."""
 
 
 Batch = list[Frame | Exchanges]
@@ -386,6 +392,9 @@ decode_to_child = msgspec.msgpack.Decoder(ToChild).decode
 decode_audited = msgspec.msgpack.Decoder(Audited).decode
 decode_from_child = msgspec.msgpack.Decoder(FromChild).decode
 
+
+NO_EXCHANGE = encode(("", "", "", "", 0))[1:]
+"""The end of a Summary that tells of a connection alone."""
 
 UNKNOWN = Summary(0, 0, -1, "", "", "", "", "", "", 0, 0, "", "", [], "", "", "", "", 0)
 """Of which nothing is known."""

@@ -58,7 +58,9 @@ class Filter:
 
     ``match`` is for finished things; ``match_early`` for body parts of a request, whose response
     status nobody knows yet (a status condition lets them through); ``match_connection`` for
-    handshakes: only conditions on process and connection count.
+    handshakes: only conditions on process and connection count. ``match_lasting`` asks for what is the
+    same for all exchanges of a connection, ``match_own``, if anything else is asked, for the rest: together
+    they are ``match``.
     """
 
     def __init__(self, request: pb.Filter) -> None:
@@ -69,12 +71,16 @@ class Filter:
                 self.expression = Expression(request.expression)
             except ExpressionError as error:
                 raise FilterError(f"filter.expression, column {error.column}: {error}") from None
-        connection = self._connection(request)
-        early = connection + self._exchange(request)
-        status = _statuses(request.statuses)
-        self.match_connection: Predicate = _all(connection)
+        lasting = self._lasting(request)
+        hosts = [_hosts(request.hosts)] if request.hosts else []
+        exchange = self._exchange(request)
+        early = [*lasting, *hosts, *exchange]
+        own = [*hosts, *exchange, *_statuses(request.statuses)]
+        self.match_lasting: Predicate = _all(lasting)
+        self.match_own: Predicate | None = _all(own) if own else None
+        self.match_connection: Predicate = _all([*lasting, *hosts])
         self.match_early: Predicate = _all(early)
-        self.match: Predicate = _all([*early, *status])
+        self.match: Predicate = _all([*lasting, *own])
 
     def wants(self, delivery: Delivery) -> bool:
         """Whether all conditions hold for what is delivered, as far as an item of its kind can tell."""
@@ -97,7 +103,7 @@ class Filter:
             return expression.match(delivery)
         return expression.match_message(delivery) if kind == ipc.MESSAGE else expression.match_chunk(delivery)
 
-    def _connection(self, request: pb.Filter) -> list[Predicate]:
+    def _lasting(self, request: pb.Filter) -> list[Predicate]:
         found: list[Predicate] = []
         if request.ppids:
             # First of all: it learns from every summary, whatever the other conditions say.
@@ -124,8 +130,6 @@ class Filter:
         if request.units:
             unit = _globs("units", request.units)
             found.append(lambda s: unit(s.unit))
-        if request.hosts:
-            found.append(_hosts(request.hosts))
         return found
 
     def _exchange(self, request: pb.Filter) -> list[Predicate]:

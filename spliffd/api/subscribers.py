@@ -16,6 +16,7 @@ from collections import deque
 
 from spliffd import ipc
 from spliffd.api import wire
+from spliffd.api.chosen import Chosen
 from spliffd.api.delivery import Delivery
 from spliffd.api.wishes import Wishes
 from spliffd.counters import Region
@@ -104,6 +105,7 @@ class Subscriber:
             and (wishes.filter is None or wishes.filter.expression is None)
         )
         """Whether an exchange that every watcher gets alike is wanted whole or not, by its summary."""
+        self._chosen = Chosen(wishes.filter) if wishes.filter is not None else None
         self.beforehand = wishes.past is not None
 
     @property
@@ -161,24 +163,16 @@ class Subscriber:
             return False
         if self.beforehand:
             return True
-        wanted = self.wishes.filter
-        if wanted is None:
+        if self._chosen is None:
             self._take(entries, 0, len(entries))
             return True
-        match = wanted.match
-        start = index = kept = 0
-        for summary in entries.summaries():
-            if not match(summary):
-                if start < index:
-                    self._take(entries, start, index)
-                    kept += index - start
-                start = index + 1
-            index += 1
-        if start < index:
-            self._take(entries, start, index)
-            kept += index - start
-        self._words[self._filtered_slot] += index - kept
-        if wanted.descendants is not None:
+        kept = 0
+        for start, end in self._chosen.runs(entries):
+            self._take(entries, start, end)
+            kept += end - start
+        self._words[self._filtered_slot] += len(entries) - kept
+        wanted = self.wishes.filter
+        if wanted is not None and wanted.descendants is not None:
             self._tell_refused(wanted.descendants.refused)
         return True
 

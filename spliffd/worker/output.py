@@ -64,12 +64,12 @@ class Output:
         self._batch.append(frame)
         self._put(size)
 
-    def put_alike(self, public: bytes, summary: bytes, uid: int) -> None:
-        """Adds an exchange that every watcher gets alike; arguments as in ``ipc.Frame``."""
-        size = len(public) + len(summary) + 256
+    def put_alike(self, public: bytes, connection: bytes, rest: bytes, uid: int) -> None:
+        """Adds an exchange that every watcher gets alike; arguments as of ``Writer.add``."""
+        size = len(public) + len(connection) + len(rest) + 256
         if self._count and self._bytes + size > BATCH_BYTES:
             self.flush()
-        self._alike.add(public, summary, uid)
+        self._alike.add(public, connection, rest, uid)
         self._put(size)
 
     def _put(self, size: int) -> None:

@@ -24,7 +24,8 @@ from spliffd.worker.heads import Heads
 from spliffd.worker.masked_bodies import Run, masked_body
 from spliffd.worker.messages import message_frame, summary_of
 from spliffd.worker.output import Output
-from spliffd.worker.summaries import summary
+from spliffd.worker.summaries import rest, summary
+from spliffd.worker.wanted import Wanted
 
 AskWho = Callable[[int, int, int, ConnectionFacts], None]
 
@@ -41,10 +42,16 @@ class FrameMaker:
         self._heads = Heads(masker)
         self._whole_bodies = False
         self.demand = ipc.Demand(0, bodies=False, body_limit=0, handshakes=False, messages=False)
+        self._wanted = Wanted(self.demand)
         self.wall_offset_ns = 0
         """Added to ktime (CLOCK_MONOTONIC) it gives time since the epoch."""
         self.boot_offset_ns = 0
         """The same for times since boot (CLOCK_BOOTTIME)."""
+
+    def demands(self, demand: ipc.Demand) -> None:
+        """From here on this is wanted."""
+        self.demand = demand
+        self._wanted = Wanted(demand)
 
     def mask_with(self, masker: Masker, *, whole_bodies: bool) -> None:
         """From here on secrets are masked like this; ``whole_bodies``: no body is shown unmasked at all."""
@@ -70,7 +77,8 @@ class FrameMaker:
                 self._held -= bodies.request.size + bodies.response.size
             if exchange.websocket:
                 self._name(exchange)
-        if not (self.demand.watchers or self.demand.history):
+        wanted = self._wanted
+        if wanted.nobodys:
             return
         wall = self.wall_offset_ns
         heads, reveal = self._heads, self.demand.reveal
@@ -78,14 +86,17 @@ class FrameMaker:
         put, put_alike = self._output.put, self._output.put_alike
         for connection, exchange, attempts, waited in finished:
             facts = connection.facts
+            if not (wanted.everybodys or wanted.wants(facts)):
+                continue
             protocol = protocol_of(connection, exchange)
             public, secret = exchange_bytes(
                 facts, exchange, protocol, facts.wire or "NONE", attempts, waited, wall, heads, reveal
             )
-            told = summary(facts, exchange, protocol, masker)
+            told = rest(facts, exchange, protocol, masker)
             if exchange.user is None and not secret and not exchange.part_key:
-                put_alike(public, told, facts.uid)
+                put_alike(public, facts.told, told, facts.uid)
                 continue
+            told = facts.told + told
             frame = ipc.Frame(ipc.EXCHANGE, exchange.part_key, told, public, secret, uid=facts.uid)
             bodies = exchange.user
             if bodies is not None:
@@ -100,7 +111,7 @@ class FrameMaker:
 
     def on_body(self, connection: Connection) -> OnBody | None:
         """A hook for the connection's parser while somebody wants bodies."""
-        if not self.demand.bodies:
+        if not self.demand.bodies or not self._wanted.wants(connection.facts):
             return None
 
         def keep(exchange: HttpExchange, is_response: bool, data: bytes) -> None:

@@ -47,12 +47,12 @@ def told(facts: ConnectionFacts) -> bytes:
         return _HEAD + _pack(clean)[1:]
 
 
-def summary(
+def rest(
     facts: ConnectionFacts, exchange: HttpExchange, protocol: str, masker: Masker, *, known: bool = True
 ) -> bytes:
-    """An encoded ipc.Summary, masked as what it tells of is: a pattern must not tell a secret.
+    """The end of an encoded ipc.Summary, whose beginning is then ``facts.told``.
 
-    Without ``known`` the status is left out.
+    Masked as what it tells of is: a pattern must not tell a secret. Without ``known`` the status is left out.
     """
     request, response = exchange.request, exchange.response
     if facts.prefix is None:
@@ -63,4 +63,12 @@ def summary(
     else:
         authority = path = method = ""
     status = response.status if response is not None and known else 0
-    return facts.told + _pack((protocol, authority, path, method, status))[1:]
+    return _pack((protocol, authority, path, method, status))[1:]
+
+
+def summary(
+    facts: ConnectionFacts, exchange: HttpExchange, protocol: str, masker: Masker, *, known: bool = True
+) -> bytes:
+    """An encoded ipc.Summary, of both parts."""
+    end = rest(facts, exchange, protocol, masker, known=known)
+    return facts.told + end

@@ -21,13 +21,26 @@ def is_alike(frame: ipc.Frame) -> bool:
     )
 
 
+def add(writer: Writer, frame: ipc.Frame) -> None:
+    """The frame's exchange, its summary in two parts as a worker has them."""
+    connection, rest = parts(frame.summary)
+    writer.add(frame.public, connection, rest, frame.uid)
+
+
+def parts(summary: bytes) -> tuple[bytes, bytes]:
+    """An encoded Summary, cut between what is a connection's and what an exchange's."""
+    known = ipc.summary_of(summary)
+    rest = ipc.encode((known.protocol, known.authority, known.path, known.method, known.status))[1:]
+    return summary.removesuffix(rest), rest
+
+
 def as_sent(frames: Iterable[ipc.Frame]) -> ipc.Batch:
     """The batch in which a worker sends these."""
     batch: ipc.Batch = []
     writer = Writer()
     for frame in frames:
         if frame.kind == ipc.EXCHANGE and is_alike(frame):
-            writer.add(frame.public, frame.summary, frame.uid)
+            add(writer, frame)
             continue
         if len(writer):
             batch.append(writer.take())

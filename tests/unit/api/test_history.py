@@ -214,7 +214,7 @@ def test_of_many_batches_the_last_ones_are_kept(batch: int):
     for number in range(1, batch * (GONE + 1009), batch):
         writer = Writer()
         for _ in range(batch):
-            writer.add(b"", b"summary", 7)
+            writer.add(b"", b"sum", b"mary", 7)
         entries = Entries(writer.take(), number)
         kept.add_entries(entries, list(range(number + 1000, number + 1000 + batch)), number)
         kept.add_loss(pb.Loss(stage="kernel", reason=f"{number}", last_time_ns=number))
@@ -237,7 +237,7 @@ def test_memory_is_bounded_by_bytes_of_what_came_together():
     for number in range(1, 101 * 64, 64):
         writer = Writer()
         for _ in range(64):
-            writer.add(bytes(1000), b"", 7)
+            writer.add(bytes(1000), b"", b"", 7)
         kept.add_entries(Entries(writer.take(), number), None, number)
     records = kept.read(kept.first_position, 100_000)
     assert records[-1].number == 101 * 64

@@ -15,6 +15,7 @@ from spliffd.api.wishes import Past, Wishes
 from spliffd.counters import Region
 from spliffd.entries import Entries, Writer
 from spliffd.pb import spliff_pb2 as pb
+from tests.support.batches import add
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def together(*frames: ipc.Frame, first: int = 1) -> Entries:
     """These exchanges as the worker sends them, with ids from ``first`` on."""
     writer = Writer()
     for frame in frames:
-        writer.add(frame.public, frame.summary, frame.uid)
+        add(writer, frame)
     (sent,) = ipc.decode_batch(ipc.encode([writer.take()]))
     assert isinstance(sent, ipc.Exchanges)
     return Entries(sent, first)
