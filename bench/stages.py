@@ -63,8 +63,8 @@ class Stage:
             masker = Masker(os.urandom(ipc.MASK_KEY_BYTES), Access().mask_headers, Access().mask_fields)
             maker = FrameMaker(output, area.workers[number], number, nobody, masker)
             maker.wall_offset_ns = time.time_ns() - time.monotonic_ns()
-            maker.demand = ipc.Demand(
-                int(watched), bodies=False, body_limit=0, handshakes=False, messages=False
+            maker.demands(
+                ipc.Demand(int(watched), bodies=False, body_limit=0, handshakes=False, messages=False)
             )
             kernel = Kernel(
                 Tables(0, 0, maps.to_look["flows"], maps.to_look["hellos"]).hops, no_flows, lambda: True

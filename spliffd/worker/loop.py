@@ -361,7 +361,7 @@ class Loop:
 
     def _demand(self, demand: ipc.Demand) -> None:
         self._demanded = True
-        self._maker.demand = demand
+        self._maker.demands(demand)
         self._engine.wants_chunks = bool(demand.watchers and demand.messages)
         self._engine.around.wanted = bool(demand.watchers and demand.progress)
         self._engine.watch_bodies()

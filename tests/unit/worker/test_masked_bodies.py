@@ -57,8 +57,8 @@ def run(
 ) -> None:
     maker = FrameMaker(output, Area.create().workers[0], 0, lambda *_: None, MASKER)
     maker.mask_with(MASKER, whole_bodies=whole)
-    maker.demand = ipc.Demand(
-        1, bodies=True, body_limit=limit, handshakes=False, messages=True, reveal=reveal
+    maker.demands(
+        ipc.Demand(1, bodies=True, body_limit=limit, handshakes=False, messages=True, reveal=reveal)
     )
     connection = Connection(b"k" * 40, (1, 1), ConnectionFacts(), joined=False)
     connection.watch_bodies(maker.on_body(connection))
