@@ -123,6 +123,7 @@ class Supervisor:
             self.area.supervisor,
         )
         self.kernel.looked = self.ledger.closed
+        self._judging: asyncio.Future[None] | None = None
         self._demands = Demands(self.kernel.maps, self.config.capture.unwatched_rate)
         self._rings = Rings(self.kernel.maps, self.config.capture, self._give_ring)
         self._queries = Queries(
@@ -268,11 +269,17 @@ class Supervisor:
             self._demands.wanted(self.workers.index(child), message.watchers, message.whom)
             self._rings.wanted(self.workers.index(child), bodies=message.bodies)
             child.send(ipc.Watched(message.watchers))
+            if self._demands.judgements.pending:
+                self._judging = asyncio.ensure_future(self._judge_cgroups())
         elif isinstance(message, ipc.Query):
             answer, fds = ipc.packed(self._queries.answer(message))
             child.send(answer, fds)
             for fd in fds:
                 os.close(fd)
+
+    async def _judge_cgroups(self) -> None:
+        for _ in self._demands.look():
+            await asyncio.sleep(0)
 
     def _give_ring(self, number: int, size: int) -> None:
         self.workers[number].send(ipc.NewRing(size), [self.kernel.maps.rings[number]])
@@ -312,7 +319,7 @@ class Supervisor:
             for _ in self.kernel.sweep():
                 await asyncio.sleep(0)  # a library that is being mapped does not wait
             self.area.supervisor.set("flows_evicted", self.kernel.evicted)
-            self._demands.look()
+            await self._judge_cgroups()
             if self.occupancy.look():
                 for _ in self.ledger.refresh():
                     await asyncio.sleep(0)

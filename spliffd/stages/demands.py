@@ -7,12 +7,13 @@ call on. A worker that has not spoken yet counts as one without watchers. Never 
 Connections keep the answer to "is this one watched?" together with the word it was found for, so every
 change of the table is framed by words: names are there before the word that lets them be looked up, and
 after names are gone another word makes everybody ask again. Which cgroups the watchers of units and
-containers mean is in a table of its own (``stages.judgements``), all of it before the word.
+containers mean is in a table of its own (``stages.judgements``); one that is not in it yet is wanted.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 from spliffd import ipc
 from spliffd.journal import logger
@@ -66,12 +67,13 @@ class Demands:
         self._by_worker[number], self._cgroups[number] = names, cgroups
         self._push()
 
-    def look(self) -> None:
-        """Judges the cgroups that the kernel has met and that nobody judged, if there were any."""
+    def look(self) -> Iterator[None]:
+        """Judges the cgroups that the kernel has met and that nobody judged, if there are any, in steps."""
         unjudged = self._maps.counters.get("unjudged_calls")
         if unjudged != self._unjudged:
             self._unjudged = unjudged
             self.judgements.again()
+        yield from self.judgements.steps()
 
     def _push(self) -> None:
         table: Names = {}

@@ -4,8 +4,9 @@ Takes their patterns; walks the tree of cgroup v2 and writes for each cgroup whe
 kernel's table (``judged``; bpf/demand.bpf.c), by the rule that a process's unit and container are found by
 (``attribution.processes.owners``). A cgroup that is not in the table is wanted: one that was just made, one
 outside of this cgroup namespace, one that finds the table full. New ones are judged when a process in them
-calls exec (``seen``), and by another walk when the kernel has met one that nobody judged (``again``). Reads
-names of directories, and the type of a cgroup; never which processes are in it.
+calls exec (``seen``), and by another walk when the kernel has met one that nobody judged (``again``). A host
+may have thousands: a walk goes in steps, between which others have their turn. Reads names of directories,
+and the type of a cgroup; never which processes are in it.
 
 A path says nothing where version 1 hierarchies name the unit: then processes in the root of version 2, where
 such a host has them, are wanted whoever they are, and a line in the log says so.
@@ -29,6 +30,9 @@ log = logger("judgements")
 MAX_DEPTH = 24
 """Levels of a path, as the kernel tells them (CGROUP_STEPS): what is below is not judged."""
 
+STEP = 16
+"""Cgroups judged in a step: 0.5 ms on a quiet host, 5 ms where little of the tree is cached."""
+
 
 class Judgements:
     """``fd``: the kernel's table; ``root``: where cgroup v2 is mounted, "" without."""
@@ -38,9 +42,12 @@ class Judgements:
         self._root = mounted() if root is None else root
         self._version1 = has_version1() if version1 is None else version1
         self._match: Callable[[str], bool] | None = None
-        self._judged: dict[str, tuple[int, bool]] = {}
-        """By path: the cgroup's id and what was said of it."""
+        self._judged: dict[str, tuple[int, bool, bool]] = {}
+        """By path: the cgroup's id, what was said of it, and whether that holds for all watchers."""
+        self._walking = False
         self._told = False
+        self.pending = False
+        """Whether a walk is asked for: ``steps``."""
         self.refused = 0
         """Cgroups that found the table full, in the last walk: their processes are delivered."""
 
@@ -50,15 +57,31 @@ class Judgements:
         return self._match is not None
 
     def watch(self, units: list[str], containers: list[str]) -> None:
-        """From now on these are wanted, and no others that are judged."""
+        """From now on these are wanted, and no others that are judged; those that are not wait for a walk."""
         self._match = matcher(units, containers) if units or containers else None
-        if self._match is not None:
-            self.again()
-
-    def again(self) -> None:
-        """Judges every cgroup there is; forgets those that are gone."""
         if self._match is None:
             return
+        for path, (number, _, always) in list(self._judged.items()):
+            self._say(path, number, always=always)
+        self.again()
+
+    def again(self) -> None:
+        """Asks for a walk."""
+        self.pending = self.wanted
+
+    def steps(self) -> Iterator[None]:
+        """Judges every cgroup there is, if that is asked for; forgets those that are gone. One at a time."""
+        if self._walking:
+            return
+        self._walking = True
+        try:
+            while self.pending:
+                self.pending = False
+                yield from self._all()
+        finally:
+            self._walking = False
+
+    def _all(self) -> Iterator[None]:
         if self._version1 and not self._told:
             self._told = True
             log.warning(
@@ -66,12 +89,15 @@ class Judgements:
                 "to watchers of units and containers whoever they are",
                 remedy="systemd.unified_cgroup_hierarchy=1 on the kernel's command line",
             )
-        found = dict(self._walk())
-        for path in self._judged.keys() - found.keys():
-            self._forget(path)
+        gone = set(self._judged)
         self.refused = 0
-        for path, folder in found.items():
+        for number, (path, folder) in enumerate(self._walk(), 1):
+            gone.discard(path)
             self._judge(path, folder)
+            if not number % STEP:
+                yield
+        for path in gone:
+            self._forget(path)
         if self.refused:
             log.warning("more cgroups than can be judged: theirs is delivered", cgroups=self.refused)
 
@@ -83,20 +109,24 @@ class Judgements:
             self._judge(path, self._root + path, anew=False)
 
     def _judge(self, path: str, folder: str, *, anew: bool = True) -> None:
-        assert self._match is not None
         known = self._judged.get(path)
         try:
             number = os.stat(folder).st_ino
             if known is not None and known[0] == number and not anew:
                 return
-            name = os.fsencode(path).decode(errors="replace")  # as the facts of its processes have it
-            wanted = self._match(name) or (path == "/" and self._version1) or threaded(folder)
+            always = (path == "/" and self._version1) or threaded(folder)
         except OSError:
             return  # gone meanwhile
-        if known == (number, wanted):
-            return
         if known is not None and known[0] != number:  # made anew under its old name
             self._forget(path)
+        self._say(path, number, always=always)
+
+    def _say(self, path: str, number: int, *, always: bool) -> None:
+        """Writes down whether the cgroup of this path and id is wanted."""
+        name = os.fsencode(path).decode(errors="replace")  # as the facts of its processes have it
+        wanted = always or self._match is None or self._match(name)
+        if self._judged.get(path) == (number, wanted, always):
+            return
         if path not in self._judged and len(self._judged) >= JUDGED:
             self.refused += 1
             return
@@ -106,7 +136,7 @@ class Judgements:
             self._forget(path)
             self.refused += 1
             return
-        self._judged[path] = number, wanted
+        self._judged[path] = number, wanted, always
 
     def _forget(self, path: str) -> None:
         known = self._judged.pop(path, None)

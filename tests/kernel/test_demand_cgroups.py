@@ -89,7 +89,7 @@ def test_a_cgroup_that_was_just_made_is_wanted_until_it_is_judged(
     dialogue.server(OK)
     assert kernel.said() == twice(GET, OK)
     assert kernel.unjudged() > 0
-    kernel.demands.look()
+    kernel.judge()
     dialogue.server(OK)  # of an exchange that was delivered: to its end
     dialogue.client(GET)
 
@@ -116,6 +116,7 @@ def test_watchers_of_units_come_and_go(kernel: Watched, dialogue: Dialogue, proc
     kernel.share(0)
 
     def delivered() -> bool:
+        kernel.judge()
         dialogue.client(GET)
         dialogue.server(OK)
         return bool(kernel.said())

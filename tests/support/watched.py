@@ -32,6 +32,12 @@ class Watched:
 
     def watch(self, whom: ipc.Whom | None) -> None:
         self.demands.wanted(0, 1, whom)
+        self.judge()
+
+    def judge(self) -> None:
+        """All cgroups that nobody judged yet, as the supervisor does beside other work."""
+        for _ in self.demands.look():
+            pass
 
     def leave(self) -> None:
         self.demands.wanted(0, 0, None)

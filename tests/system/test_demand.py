@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,41 @@ def test_a_watcher_finds_connections_that_were_left_out(lab: Lab, daemon: Daemon
     assert losses == {}
     for client in (first, second):
         client.close()
+
+
+@pytest.mark.parametrize("by", ["container", "unit"])
+def test_watchers_of_a_container_or_unit_get_it_and_the_others_are_left_out(
+    lab: Lab, daemon: Daemon, server: Nginx, by: str
+):
+    number = "5f" * 32
+    inside = lab.cgroup / f"system.slice/docker-{number}.scope"
+    inside.mkdir(parents=True)
+
+    def ask(name: str, cgroup: Path | None) -> None:
+        urls = [server.url(f"/hello?{name}={n}") for n in range(ASKED)]
+        done = lab.start("curl", "-sk", "-o", "/dev/null", *urls, cgroup=cgroup, stdout=subprocess.DEVNULL)
+        assert done.wait(60) == 0
+
+    wanted = {"container": spliff_pb2.Filter(containers=[number[:12]]),
+              "unit": spliff_pb2.Filter(units=["docker-5f*.scope"])}[by]  # fmt: skip
+    watch = daemon.watch(filter=wanted)
+
+    def left_out() -> bool:
+        """Cgroups are judged while others go on: until then nobody is left out for them."""
+        before = counted(daemon)[1]
+        ask("outside", None)
+        return counted(daemon)[1] >= before + ASKED
+
+    wait_for(left_out, 60, "connections left out")
+    ask("inside", inside)
+    watch.wait_for(ASKED)
+    watch.settle(0.3)
+    watch.stop()
+
+    assert [one.request.path for one in watch.exchanges] == [f"/hello?inside={n}" for n in range(ASKED)]
+    assert {one.process.container_id for one in watch.exchanges} == {number}
+    assert {one.completeness.state for one in watch.exchanges} == {"complete"}
+    assert watch.losses == []
 
 
 def test_http2_is_taken_apart_whoever_watches(lab: Lab, daemon: Daemon):

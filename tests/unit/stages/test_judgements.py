@@ -42,6 +42,12 @@ def make(root: Path, *paths: str) -> None:
         (root / path).mkdir(parents=True)
 
 
+def watch(judged: Judgements, units: list[str], containers: list[str]) -> int:
+    """New watchers, and the walk that they ask for; how many steps it took."""
+    judged.watch(units, containers)
+    return sum(1 for _ in judged.steps())
+
+
 def said(table: Table, folder: Path) -> bool | None:
     return table.get(folder.stat().st_ino)
 
@@ -73,9 +79,9 @@ def test_every_cgroup_is_judged_and_anew_for_other_watchers(tmp_path: Path, tabl
     make(tmp_path, "system.slice/a.service", "system.slice/b.service")
     a, b = tmp_path / "system.slice/a.service", tmp_path / "system.slice/b.service"
     judged = Judgements(0, str(tmp_path), version1=False)
-    judged.watch(["a.service"], [])
+    watch(judged, ["a.service"], [])
     assert (said(table, a), said(table, b), len(table)) == (True, False, 4)
-    judged.watch(["b.service"], [])
+    watch(judged, ["b.service"], [])
     assert (said(table, a), said(table, b), len(table)) == (False, True, 4)
 
 
@@ -84,7 +90,7 @@ def test_new_ones_are_judged_when_a_process_starts_there(tmp_path: Path, table: 
     make(tmp_path, "a.service")
     judged.seen("/a.service")
     assert table == {}  # nobody asked
-    judged.watch(["b.service"], [])
+    watch(judged, ["b.service"], [])
     make(tmp_path, "b.service", "c.service")
     judged.seen("/b.service")
     for path in ("...b.service", "/../c.service", "/gone.service", "/"):
@@ -96,7 +102,7 @@ def test_new_ones_are_judged_when_a_process_starts_there(tmp_path: Path, table: 
 def test_one_that_is_made_anew_under_its_old_name_is_another(tmp_path: Path, table: Table):
     make(tmp_path, "a.service")
     judged = Judgements(0, str(tmp_path), version1=False)
-    judged.watch(["x.service"], [])
+    watch(judged, ["x.service"], [])
     (tmp_path / "a.service").rename(tmp_path / "old")
     make(tmp_path, "a.service")
     judged.seen("/a.service")
@@ -107,10 +113,11 @@ def test_one_that_is_made_anew_under_its_old_name_is_another(tmp_path: Path, tab
 def test_those_that_are_gone_are_forgotten(tmp_path: Path, table: Table):
     make(tmp_path, "a.service")
     judged = Judgements(0, str(tmp_path), version1=False)
-    judged.watch(["x.service"], [])
+    watch(judged, ["x.service"], [])
     assert len(table) == 2
     (tmp_path / "a.service").rmdir()
     judged.again()
+    assert list(judged.steps()) == []
     assert len(table) == 1
 
 
@@ -120,10 +127,10 @@ def test_what_finds_the_table_full_is_left_unjudged_and_counted(
     make(tmp_path, "a", "b", "c")
     monkeypatch.setattr(judgements, "JUDGED", 2)
     judged = Judgements(0, str(tmp_path), version1=False)
-    judged.watch(["x.service"], [])
+    watch(judged, ["x.service"], [])
     assert (len(table), judged.refused) == (2, 2)
     table.full = True
-    judged.watch(["*.service", "a"], [])
+    watch(judged, ["*.service", "a"], [])
     assert judged.refused >= 2
 
 
@@ -131,7 +138,7 @@ def test_threads_of_a_process_above_are_wanted(tmp_path: Path, table: Table):
     make(tmp_path, "a.service/threads")
     (tmp_path / "a.service/threads/cgroup.type").write_text("threaded\n")
     judged = Judgements(0, str(tmp_path), version1=False)
-    judged.watch(["x.service"], [])
+    watch(judged, ["x.service"], [])
     assert said(table, tmp_path / "a.service/threads") is True
     assert said(table, tmp_path / "a.service") is False
 
@@ -141,8 +148,8 @@ def test_where_version_1_names_the_units_the_root_is_wanted_and_told_once(
 ):
     make(tmp_path, "a.service")
     judged = Judgements(0, str(tmp_path), version1=True)
-    judged.watch(["x.service"], [])
-    judged.watch(["y.service"], [])
+    watch(judged, ["x.service"], [])
+    watch(judged, ["y.service"], [])
     assert said(table, tmp_path) is True
     assert said(table, tmp_path / "a.service") is False
     assert capfd.readouterr().out.count("cgroups of version 1") == 1
@@ -150,6 +157,50 @@ def test_where_version_1_names_the_units_the_root_is_wanted_and_told_once(
 
 def test_without_version_2_nothing_is_judged(table: Table):
     judged = Judgements(0, "", version1=True)
-    judged.watch(["x.service"], [])
+    watch(judged, ["x.service"], [])
     judged.seen("/x.service")
     assert table == {}
+
+
+def test_other_watchers_do_not_wait_for_a_walk_to_see_what_was_unwanted(tmp_path: Path, table: Table):
+    make(tmp_path, "a.service", "b.service/threads")
+    (tmp_path / "b.service/threads/cgroup.type").write_text("threaded\n")
+    judged = Judgements(0, str(tmp_path), version1=False)
+    watch(judged, ["x.service"], [])
+    assert said(table, tmp_path / "a.service") is False
+    judged.watch(["a.service"], [])
+    assert judged.pending
+    assert said(table, tmp_path / "a.service") is True
+    assert said(table, tmp_path / "b.service") is False
+    assert said(table, tmp_path / "b.service/threads") is True
+
+
+def test_a_walk_goes_in_steps_and_one_at_a_time(tmp_path: Path, table: Table):
+    make(tmp_path, *(f"{number}.service" for number in range(100)))
+    judged = Judgements(0, str(tmp_path), version1=False)
+    judged.watch(["7.service"], [])
+    assert table == {}  # all are wanted
+    walk = judged.steps()
+    for step in range(1, 4):
+        next(walk)
+        assert len(table) == step * judgements.STEP
+    assert list(judged.steps()) == []
+    judged.watch(["8.service"], [])  # meanwhile: what was said holds for these, and another walk follows
+    make(tmp_path, "new.service")
+    judged.seen("/new.service")
+    assert sum(1 for _ in walk) == 101 // judgements.STEP - 3 + 102 // judgements.STEP
+    assert len(table) == 102
+    assert [said(table, tmp_path / f"{n}.service") for n in (7, 8)] == [False, True]
+    assert not judged.pending
+
+
+def test_nobody_watches_any_more_while_it_walks(tmp_path: Path, table: Table):
+    make(tmp_path, *(f"{number}.service" for number in range(40)))
+    judged = Judgements(0, str(tmp_path), version1=False)
+    judged.watch(["7.service"], [])
+    walk = judged.steps()
+    next(walk)
+    judged.watch([], [])
+    assert len(list(walk)) == 1
+    assert watch(judged, ["9.service"], []) == 2
+    assert [said(table, tmp_path / f"{n}.service") for n in (7, 9)] == [False, True]
