@@ -4,7 +4,8 @@ nginx and wrk share all CPUs of this machine with whatever watches them, and wrk
 so every microsecond of probe, daemon and watcher comes off the requests/s. Each round runs: spliffd with
 both ends captured and one watcher of everything (a reader of raw gRPC messages), with one of nginx alone,
 with ``spliffctl watch -c``, with nobody watching, with only the server in scope (wrk maps another copy of the
-library); bare; and the same load under an sslsniff. What spliffd saw and what it reported lost is held
+library); bare before and behind those, which are held against the mean of both; and the same load under an
+sslsniff. What spliffd saw and what it reported lost is held
 against what nginx and wrk counted.
 """
 
@@ -57,7 +58,8 @@ class Rounds:
         self.tool = os.environ.get("SSLSNIFF") or shutil.which("sslsniff-bpfcc")
 
     def one(self) -> None:
-        """Every case once."""
+        """Every case once; bare before and behind all others, for the machine's speed drifts meanwhile."""
+        self._keep(BARE, self._web.load(SECONDS))
         daemon = Watched(self._lab)
         try:
             self.placement = daemon.placement()
@@ -161,7 +163,8 @@ def figures(rounds: Rounds) -> list[Figure]:
     def of(case: str, attribute: Callable[[Run], float]) -> list[float]:
         return [attribute(run) for run in rounds.runs[case]]
 
-    bare = of(BARE, lambda run: run.rate)
+    bares = of(BARE, lambda run: run.rate)
+    bare = [(before + behind) / 2 for before, behind in zip(bares[::2], bares[1::2], strict=True)]
     cases = [case for case in (BARE, *SPLIFFD, SNIFF, DEBIAN) if case in rounds.runs]
     rows += [median(part, case, of(case, lambda run: run.rate), "requests/s") for case in cases]
     rows[1].note = f"probes: {rounds.placement}"

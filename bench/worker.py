@@ -29,7 +29,7 @@ from tests.support.lab import REPOSITORY, say, stop
 FIXED = (1_000, 10_000, 50_000)
 """Rates at which the cost of an exchange is asked for: quiet, busy, the target."""
 
-LADDER = (1_000, *range(10_000, 60_001, 5_000), 70_000, 80_000)
+LADDER = (1_000, *range(10_000, 50_001, 5_000), 51_000, 55_000, 60_000, 70_000, 80_000)
 LOSING = 2
 """So many losing steps in a row end the climb: one may be another program's doing."""
 
