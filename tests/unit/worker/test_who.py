@@ -89,8 +89,8 @@ def test_a_busy_supervisor_is_asked_again_by_the_next_connection(supervisor):
 
 
 def test_an_answer_that_never_comes_is_given_up(supervisor, monkeypatch):
-    times = [0.0, 0.2, 0.4, 0.6]
-    monkeypatch.setattr(who.time, "monotonic", lambda: times.pop(0) if times else 1.0)
+    times = [share * who.FACTS_SECONDS for share in (0, 0.4, 0.8, 1.2)]
+    monkeypatch.setattr(who.time, "monotonic", lambda: times.pop(0))
     supervisor.answers = [None] * 5
     assert filled(supervisor).exe == ""
     assert len(supervisor.answers) == 2
