@@ -168,6 +168,8 @@ class Entries:
             raise ValueError("users are missing")
         if len(self.of) != count or max(self.of, default=-1) >= len(self.connections):
             raise ValueError("connections are missing")
+        if len(self.connections) > count:
+            raise ValueError("more connections than exchanges")  # history counts what it holds by exchanges
         if len(self._tails_ends) != 4 * count:
             raise ValueError("summaries are missing")
         self._number()

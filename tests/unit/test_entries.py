@@ -143,4 +143,6 @@ def test_connections_that_are_not_there():
         Entries(told_of([100], of=1), 1)
     with pytest.raises(ValueError, match="users are missing"):
         Entries(told_of([100], connections=2), 1)
+    with pytest.raises(ValueError, match="more connections than exchanges"):
+        Entries(told_of([100], connections=2, uids=2), 1)
     assert len(Entries(told_of([100]), 1)) == 1
