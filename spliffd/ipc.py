@@ -341,8 +341,8 @@ class Query(msgspec.Struct, array_like=True, tag=True):
     """The api passes on a question that only root can answer.
 
     ``name`` is the RPC: GetInfo, ListFlows, ListInterfaces, ListLibraries, ListProcesses, SetDebug;
-    ``payload`` its serialised request. ``Audit`` is no RPC: its payload is an ``Audited``, and the answer
-    says that the journal has it.
+    ``payload`` its serialised request. ``Audit`` is no RPC: its payload is an ``audit.Audited``, and the
+    answer says that the journal has it.
     """
 
     number: int
@@ -350,22 +350,6 @@ class Query(msgspec.Struct, array_like=True, tag=True):
     payload: bytes
     owner: int = -1
     """The user whose processes are all that the answer may tell of; -1: everybody's."""
-
-
-class Audited(msgspec.Struct, array_like=True):
-    """Somebody asked for what takes a role: who (as the kernel says), what for, and what came of it.
-
-    ``what`` is "reveal" (secrets; ``filter`` says of what) or "debug" (the debug log; ``filter`` is on or
-    off). Of somebody with a certificate only the ``name`` in it is known, and ``uid`` is -1.
-    """
-
-    uid: int
-    pid: int
-    granted: bool
-    reason: str
-    filter: str
-    name: str = ""
-    what: str = "reveal"
 
 
 ToChild = (
@@ -389,7 +373,6 @@ decode_batch = msgspec.msgpack.Decoder(Batch).decode
 decode_from_api = msgspec.msgpack.Decoder(Demand | Flush).decode
 decode_summary = msgspec.msgpack.Decoder(Summary).decode
 decode_to_child = msgspec.msgpack.Decoder(ToChild).decode
-decode_audited = msgspec.msgpack.Decoder(Audited).decode
 decode_from_child = msgspec.msgpack.Decoder(FromChild).decode
 
 

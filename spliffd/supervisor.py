@@ -254,7 +254,9 @@ class Supervisor:
         counters = self.area.supervisor
         if isinstance(message, ipc.WhoIs):
             counters.add("whois_requests")
-            self._processes_started()  # its exec may still be in the ring, and the process gone
+            # Its exec may still be in the ring, and the process gone: epoll tells of this socket first, if it
+            # was the last to be served before both.
+            self._processes_started()
             facts, known = self.processes.facts(message.pid, message.start_ns)
             if not known:
                 counters.add("whois_too_late")

@@ -18,7 +18,7 @@ import grpc.aio
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
-from spliffd import ipc, metrics, statistics
+from spliffd import audit, ipc, metrics, statistics
 from spliffd.api import wire, wishes
 from spliffd.api.access import Caller, Context, Door, abort, refuse
 from spliffd.api.history import delivery_of
@@ -210,7 +210,7 @@ class Service:
 
     async def _audit(self, what: str, caller: Caller, reason: str, wanted: str, context: Context) -> None:
         """Writes to the journal what was asked; ends the call for ``reason``, or when that fails."""
-        audited = ipc.Audited(caller.uid, caller.pid, not reason, reason, wanted, caller.name, what)
+        audited = audit.Audited(caller.uid, caller.pid, not reason, reason, wanted, caller.name, what)
         try:
             await self._supervisor.ask("Audit", ipc.encode(audited))
         except (UnavailableError, RefusedError) as error:

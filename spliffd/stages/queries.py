@@ -18,7 +18,7 @@ from collections.abc import Callable
 import msgspec
 from google.protobuf.message import DecodeError
 
-from spliffd import __version__, ipc
+from spliffd import __version__, audit, ipc
 from spliffd.attribution.processes import Processes
 from spliffd.config import Config, Scope
 from spliffd.journal import logger, set_debug
@@ -154,7 +154,7 @@ class Queries:
         ).SerializeToString()
 
     def _audit(self, payload: bytes) -> bytes:
-        asked = ipc.decode_audited(payload)
+        asked = audit.decode(payload)
         who: dict[str, object] = {"certificate": asked.name}
         if asked.uid >= 0:
             user = ""

@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 from api_harness import Stream, exchange
 
-from spliffd import ipc
+from spliffd import audit, ipc
 from spliffd.api.tokens import LIFE_NS, Peer, Tokens
 from spliffd.config import History
 from spliffd.pb import spliff_pb2 as pb
@@ -275,7 +275,7 @@ async def test_the_debug_log_takes_a_token_and_a_role(start):
 
         asked = await switch(api, stub, await bearer(api))
         query = await asyncio.to_thread(api.hear)
-        audited = ipc.decode_audited(query.payload)
+        audited = audit.decode(query.payload)
         assert (query.name, audited.what, audited.filter, audited.uid) == ("Audit", "debug", "on", ME)
         assert audited.granted is (ME == 0)
         api.tell(ipc.Answer(number=query.number, payload=b""))

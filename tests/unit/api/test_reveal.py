@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 from api_harness import Stream, exchange, watch
 
-from spliffd import ipc
+from spliffd import audit, ipc
 from spliffd.pb import spliff_pb2 as pb
 from spliffd.pb import spliff_pb2_grpc
 
@@ -31,14 +31,14 @@ async def token(api) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {answer.token}"),)
 
 
-async def revealing(api, stub, answer: str = "", **wishes) -> tuple[Stream, ipc.Audited]:
+async def revealing(api, stub, answer: str = "", **wishes) -> tuple[Stream, audit.Audited]:
     stream = Stream(stub.Watch(pb.WatchRequest(reveal=True, **wishes), metadata=await token(api)))
     started = asyncio.ensure_future(stream.call.read())
     query = await asyncio.to_thread(api.hear)
     assert query.name == "Audit"
     api.tell(ipc.Answer(number=query.number, payload=b"", error=answer))
     stream.started = started
-    return stream, ipc.decode_audited(query.payload)
+    return stream, audit.decode(query.payload)
 
 
 @pytest.fixture

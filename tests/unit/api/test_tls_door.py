@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 from api_harness import Stream, exchange
 
-from spliffd import ipc
+from spliffd import audit, ipc
 from spliffd.config import Tls
 from spliffd.pb import spliff_pb2 as pb
 from spliffd.pb import spliff_pb2_grpc
@@ -122,10 +122,10 @@ async def test_another_authority_and_no_certificate_do_not_get_in(api, pki, port
 async def test_secrets_and_the_debug_log_take_the_other_list(api, pki, port):
     api.link()
 
-    async def asked(name: str, call, *, answers: int) -> ipc.Audited:
+    async def asked(name: str, call, *, answers: int) -> audit.Audited:
         query = await asyncio.to_thread(api.hear)
         assert query.name == "Audit"
-        audited = ipc.decode_audited(query.payload)
+        audited = audit.decode(query.payload)
         api.tell(ipc.Answer(number=query.number, payload=b""))
         for _ in range(answers):
             query = await asyncio.to_thread(api.hear)
