@@ -85,3 +85,12 @@ def test_what_the_api_is_sent(bodies: bool):
     assert said(facts(comm="wrk"), demand(nginx, bodies=bodies)) == []
     assert len(said(facts(comm="wrk"), demand(nginx, bodies=bodies, history=True))) == 1
     assert said(facts(), demand(None, watchers=0)) == []
+
+
+@pytest.mark.parametrize(("comm", "kept"), [("nginx", True), ("wrk", False)])
+def test_bodies_of_others_are_not_kept(comm: str, kept: bool):
+    region = Area.create().workers[0]
+    maker = FrameMaker(Output(region), region, 0, lambda *_: None, Masker(bytes(ipc.MASK_KEY_BYTES), (), ()))
+    maker.demands(demand(ipc.Whom(comms=["nginx"]), bodies=True))
+    connection = Connection(b"k" * 40, (1, 1), facts(comm=comm), joined=False)
+    assert (maker.on_body(connection) is not None) is kept
