@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,15 @@ class Execs:
                 self.seen[pid] = records.unpack_exec(self._ring.data[at : at + size])
             self._ring.release()
 
+    def wait(self, process: subprocess.Popen[bytes], condition: Callable[[records.Exec], bool]) -> None:
+        """Until the last exec of the process is the one that ``condition`` knows."""
+
+        def told() -> bool:
+            self.read()
+            return process.pid in self.seen and condition(self.seen[process.pid])
+
+        wait_for(told, 30, f"the kernel tells the exec of {process.pid}")
+
 
 @pytest.fixture
 def tracer(lab: Lab) -> Iterator[Tracer]:
@@ -47,11 +56,14 @@ def execs(tracer: Tracer) -> Execs:
 
 
 def told_and_read(execs: Execs, process: subprocess.Popen[bytes], name: str = "sleep"):
-    """The kernel's record of a process, and the same from /proc, once it has become ``name``."""
-    comm = Path(f"/proc/{process.pid}/comm")
-    wait_for(lambda: comm.read_text().strip() == name, 30, f"the process is {name}")
-    execs.read()
+    """The kernel's record of a process, and the same from /proc, once it has become ``name``.
+
+    An exec gives the process its name first and passes the tracepoint later: so the record is waited for, until
+    its command line is the process's own.
+    """
     folder = Path(f"/proc/{process.pid}")
+    wait_for(lambda: (folder / "comm").read_text().strip() == name, 30, f"the process is {name}")
+    execs.wait(process, lambda told: told.cmdline == (folder / "cmdline").read_bytes()[: CMDLINE_BYTES - 1])
     proc = records.Exec(
         os.getpid(),
         folder.stat().st_uid,
@@ -125,10 +137,7 @@ def test_a_program_without_a_path(lab: Lab, execs: Execs):
         "os.execve(fd, ['sleep', '60'], os.environ)\n"
     )
     process = lab.start("/usr/bin/python3", "-c", start)
-    wait_for(
-        lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes() == b"sleep\x0060\0", 30, "exec of the memfd"
-    )
-    execs.read()
+    execs.wait(process, lambda told: told.cmdline == b"sleep\x0060\0")
     assert execs.seen[process.pid].exe == "/memfd:ghost"
     assert os.readlink(f"/proc/{process.pid}/exe") == "/memfd:ghost (deleted)"
 
