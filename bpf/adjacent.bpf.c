@@ -10,8 +10,8 @@
  * A program that receives from several sockets before it reads gives wrong neighbours again and again, but
  * only in one direction. That is why what is received alone never names a socket.
  *
- * Only threads with a TLS connection whose socket is unknown have an entry in `adjacent`; for all others a
- * socket operation costs what it cost before.
+ * Only threads with a TLS connection whose socket is unknown are looked at; for all others a socket operation
+ * costs what it cost before.
  */
 
 /* For so long after a TLS call of a nameless connection the thread's socket operations are looked at. */
@@ -77,10 +77,10 @@ static __always_inline bool agreed(struct conn_key *key, u64 cookie, u32 evidenc
 }
 
 /* The thread has sent or received outside of TLS calls. */
-static __always_inline void adjacent_operation(struct sock *sk, s32 length, bool typed, u32 direction) {
-  u64 id = bpf_get_current_pid_tgid();
-  struct adjacent *near = bpf_map_lookup_elem(MAP_ADJACENT, &id);
-  if (!near || bpf_ktime_get_ns() > near->until)
+static __always_inline void adjacent_operation(struct calls *calls, struct sock *sk, s32 length, bool typed,
+                                               u32 direction) {
+  struct adjacent *near = &calls->adjacent;
+  if (!near->until || bpf_ktime_get_ns() > near->until)
     return;
   if (read_u16((u64)sk, OFF_sk_protocol) != IPPROTO_TCP)
     return;
@@ -110,11 +110,10 @@ static __always_inline void adjacent_operation(struct sock *sk, s32 length, bool
   near->records = 0;
   near->mixed = 0;
   near->shaking = 0;
-  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
-  if (!ssl || mixed || length <= 0 || !calls)
+  if (!ssl || mixed || length <= 0)
     return;
   struct conn_key key;
-  conn_key_of(&key, calls, id, ssl);
+  conn_key_of(&key, calls, bpf_get_current_pid_tgid(), ssl);
   struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
   if (!state || state->conn.method != METHOD_NONE)
     return;
@@ -130,16 +129,10 @@ static __always_inline void adjacent_operation(struct sock *sk, s32 length, bool
 
 /* A TLS call has returned in which no socket operation took place, on a connection whose socket is unknown.
  * `size` is what it moved; 0 before anything has moved is a step of the handshake. */
-static __always_inline void adjacent_call(struct conn_state *state, u64 id, u32 op, u64 size) {
-  struct adjacent *near = bpf_map_lookup_elem(MAP_ADJACENT, &id);
-  if (!near) {
-    struct adjacent fresh = {};
-    if (bpf_map_update_elem(MAP_ADJACENT, &id, &fresh, 0))
-      return;
-    near = bpf_map_lookup_elem(MAP_ADJACENT, &id);
-    if (!near)
-      return;
-  }
+static __always_inline void adjacent_call(struct conn_state *state, struct calls *calls, u32 op, u64 size) {
+  struct adjacent *near = &calls->adjacent;
+  if (!near->until)
+    __builtin_memset(near, 0, sizeof(*near));
   near->until = bpf_ktime_get_ns() + ADJACENT_NS;
   u64 ssl = state->conn.ssl;
   if (op == OP_WRITE && size) {

@@ -27,6 +27,13 @@ static long (*read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 
 static long (*function_returned)(void *ctx, u64 *value) = (void *)184; /* bpf_get_func_ret, 5.17 */
 
+/* What belongs to a thread hangs on its task (5.11): found without a hash, gone with the thread. By numbers, because
+ * BCC's older list of helpers knows them by no names. */
+#define TASK_STORAGE_CREATE 1
+static void *(*task_storage_get)(void *map, void *task, void *value, u64 flags) = (void *)156;
+static long (*task_storage_delete)(void *map, void *task) = (void *)157;
+static void *(*current_task)(void) = (void *)158;
+
 #define KFUNC_SESSION_IS_RETURN 9001 /* no helper has that number: loader.py replaces it */
 
 static __always_inline u64 read_u64(u64 base, u32 offset) {

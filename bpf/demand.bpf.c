@@ -18,8 +18,8 @@
  *
  * Of calls on a connection that is left out the end is not looked at, where the kernel lets a program say so at
  * the beginning (uprobe sessions, 6.13): the return probe is the dearer half. So it is not known how much they
- * move; what comes after is flagged. Heads are seen in what is written. Of what is read, a client's calls are
- * looked at until a response has begun, because it may switch protocols.
+ * move; what comes after is flagged. Heads are seen in what is written: a server's responses are counted there,
+ * a client's requests. Of what is read nothing is looked at, but a client's response that may switch protocols.
  */
 
 enum head { HEAD_NONE = 0, HEAD_REQUEST, HEAD_RESPONSE, HEAD_INTERIM, HEAD_SWITCH };
@@ -239,8 +239,28 @@ static __always_inline u64 unwanted(struct conn *conn, u32 direction, u64 offset
   return spared_bytes;
 }
 
+/* Whether a request may ask for another protocol (RFC 9110, 7.8: by a field Upgrade, as h2c does too): "grad", in
+ * whatever case, stands in its head; or the head does not end in what is looked at. */
+static __always_inline bool may_upgrade(struct calls *calls, u64 from, u64 size) {
+  asm volatile("" : "+r"(size));
+  if (size > REQUEST_TEXT)
+    size = REQUEST_TEXT;
+  if (bpf_probe_read_user(calls->text, size, (void *)from))
+    return true;
+  for (u32 i = 0; i <= REQUEST_TEXT - 4; i++) {
+    if (i + 4 > size)
+      break;
+    u32 four = *(volatile u32 *)&calls->text[i];
+    if (four == WORD4('\r', '\n', '\r', '\n'))
+      return false;
+    if ((four | 0x20202020) == WORD4('g', 'r', 'a', 'd'))
+      return true;
+  }
+  return true;
+}
+
 /* At the beginning of a call: whether how it ends need not be looked at. `room` is what is to be written. */
-static __always_inline bool left_alone(struct conn_key *key, u32 op, u64 from, u64 room) {
+static __always_inline bool left_alone(struct calls *calls, struct conn_key *key, u32 op, u64 from, u64 room) {
   u32 zero = 0;
   struct demand *demand = bpf_map_lookup_elem(MAP_DEMAND, &zero);
   if (!demand || (demand->share >= SHARE_ALL && !*(volatile u64 *)&demand->pressed))
@@ -263,9 +283,9 @@ static __always_inline bool left_alone(struct conn_key *key, u32 op, u64 from, u
   u32 head = head_at(from, room);
   if (head == HEAD_SWITCH)
     return false;
-  if (head == HEAD_REQUEST)
+  if (head == HEAD_REQUEST && may_upgrade(calls, from, room))
     state->awaits_response = 1;
-  else if (head == HEAD_RESPONSE)
+  else if (head == HEAD_REQUEST || head == HEAD_RESPONSE)
     count_left_out(state);
   return true;
 }

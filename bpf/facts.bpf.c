@@ -40,7 +40,7 @@ static __always_inline void emit_fact(struct conn_state *state, u32 fact, u64 fr
 }
 
 static __always_inline struct conn_state *known_conn(u64 id, u64 ssl) {
-  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
+  struct calls *calls = calls_known();
   if (!calls)
     return NULL;
   struct conn_key key;
@@ -51,7 +51,7 @@ static __always_inline struct conn_state *known_conn(u64 id, u64 ssl) {
 int fact_enter(struct pt_regs *ctx) {
   u64 id = bpf_get_current_pid_tgid();
   /* a thread without TLS calls has no connection; calls are kept of admitted processes only */
-  if (!bpf_map_lookup_elem(MAP_CALLS, &id))
+  if (!calls_known())
     return 0;
   asking(ctx, id, bpf_get_attach_cookie(ctx));
   return 0;
@@ -97,7 +97,7 @@ int fact_exit(struct pt_regs *ctx) {
  * Outside of a handshake nothing is kept. */
 int tls_error(struct pt_regs *ctx) {
   u64 id = bpf_get_current_pid_tgid();
-  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
+  struct calls *calls = calls_known();
   if (!calls || !calls->depth || calls->depth > CALL_DEPTH)
     return 0;
   struct call *call = call_at(calls, calls->depth - 1);

@@ -17,10 +17,9 @@
  * | scope     | index -> cgroup                  | 32     | supervisor; 0-15 in scope, 16-31 not     |
  * | uids      | uid -> 1 in scope, 2 excluded    | 1,024  | supervisor                               |
  * | cgroups   | cgroup id -> enum cgroup_list    | 32     | supervisor                               |
- * | calls     | pid_tgid -> struct calls         | 32,768 | thread exit; LRU beyond                  |
+ * | calls     | task -> struct calls             | one a thread that calls TLS | the kernel, with the thread |
  * | goroutines | struct go_key -> struct go_call | 32,768 | end of the call; LRU beyond              |
  * | conns     | struct conn_key -> struct conn_state | 32,768 | SSL_free; LRU beyond (worker counts)  |
- * | adjacent  | pid_tgid -> struct adjacent      | 8,192  | LRU                                      |
  * | candidates | struct conn_key -> struct candidate | 8,192 | when the socket is learned; LRU beyond |
  * | speakers  | tgid -> start_ns                 | 8,192  | process exit; LRU beyond                 |
  * | cookies   | struct flow_key -> struct flow_cookie | 65,536 | close of the socket; LRU beyond     |
@@ -55,7 +54,6 @@
 #define MAP_BLANK MAP(1013) /* what a new entry of `flows` is copied from: too large for the stack */
 #define MAP_GOROUTINES MAP(1016)
 #define MAP_CGROUPS MAP(1015) /* the same cgroups as in `scope`, for sockets and for tasks that are not current */
-#define MAP_ADJACENT MAP(1017)
 #define MAP_CANDIDATES MAP(1018)
 #define MAP_EXEC MAP(1019) /* where a process_record is put together: too large for the stack */
 #define MAP_ASKED MAP(1020)
@@ -174,6 +172,8 @@ enum traffic { TRAFFIC_UNKNOWN = 0, TRAFFIC_HTTP1, TRAFFIC_OTHER };
 
 enum cgroup_list { CGROUP_IN_SCOPE = 1, CGROUP_EXCLUDED = 2 };
 
+#define REQUEST_TEXT 512 /* bytes of a request: more cost as much to look at as the read of its response */
+
 /* TLS in TLS (an HTTPS proxy) nests two calls on one thread; SSL_connect calls SSL_do_handshake. */
 #define CALL_DEPTH 4
 
@@ -188,12 +188,32 @@ struct call {
   u16 library;
 };
 
+/* What a thread did next to its TLS calls; see adjacent.bpf.c. */
+struct adjacent {
+  u64 until; /* 0: never asked for */
+  u64 sk; /* the last receive: its socket */
+  u64 cookie;
+  u64 reader; /* the TLS object that was called first since; 0: none yet */
+  u32 length;
+  u32 read; /* plaintext since, and by how many calls */
+  u32 reads;
+  u32 ambiguous; /* others have received in between, or read */
+  u64 writer;    /* the TLS object that was called since the last send */
+  u32 written;
+  u32 records; /* that it took; 0: only steps of a handshake */
+  u32 mixed;   /* several objects: whose bytes are sent next is not known */
+  u32 shaking; /* a step of its handshake is among what is sent next */
+};
+_Static_assert(sizeof(struct adjacent) == 72, "maps.py counts on it");
+
 struct calls {
   u64 start_ns; /* of the process, read once for each thread */
   u32 exec_id;
   u32 depth;
   u64 socket; /* that tcp_sendmsg or tcp_recvmsg was entered with, until it returns; see sockets.bpf.c */
   struct call call[CALL_DEPTH];
+  struct adjacent adjacent;
+  u8 text[REQUEST_TEXT]; /* where a request is looked at; see demand.bpf.c */
 };
 
 /* A call in a Go program; see go.bpf.c. */
@@ -246,24 +266,6 @@ struct conn_state {
   u64 cgroup; /* that was judged as not wanted, for `demand`; 0: none was */
 };
 _Static_assert(__builtin_offsetof(struct conn_state, accounted) == 190, "stages/ledger.py counts on it");
-
-/* What a thread did next to its TLS calls; see adjacent.bpf.c. */
-struct adjacent {
-  u64 until;
-  u64 sk; /* the last receive: its socket */
-  u64 cookie;
-  u64 reader; /* the TLS object that was called first since; 0: none yet */
-  u32 length;
-  u32 read; /* plaintext since, and by how many calls */
-  u32 reads;
-  u32 ambiguous; /* others have received in between, or read */
-  u64 writer;    /* the TLS object that was called since the last send */
-  u32 written;
-  u32 records; /* that it took; 0: only steps of a handshake */
-  u32 mixed;   /* several objects: whose bytes are sent next is not known */
-  u32 shaking; /* a step of its handshake is among what is sent next */
-};
-_Static_assert(sizeof(struct adjacent) == 72, "maps.py counts on it");
 
 struct candidate {
   u64 cookie;

@@ -217,29 +217,40 @@ static __always_inline u64 carried_cookie(struct __sk_buff *skb) {
   return sk && sk->protocol == IPPROTO_TCP ? bpf_get_socket_cookie(skb) : 0;
 }
 
-/* Gives the packet to the connection whose end `packet->key` is now, if it is one of ours. */
+/* The cookie that the tuple leads to; 0, and in `outcome` why, when it leads to none or to several. With a cookie
+ * `outcome` is what it means if that has no flow. */
+static __always_inline u64 cookie_of(struct packet *packet, u64 carried, u64 now, u32 *outcome) {
+  struct flow_cookie *entry = bpf_map_lookup_elem(MAP_COOKIES, &packet->key);
+  if (!entry)
+    return 0;
+  bool alone = entry->owners == 1 && entry->since <= now;
+  if (alone && carried && carried != entry->cookie) {
+    *outcome = PACKET_FOREIGN; /* the same tuple in a namespace that is out of scope */
+    return 0;
+  }
+  *outcome = alone ? PACKET_MISSED /* evicted from a full table */ : PACKET_AMBIGUOUS;
+  return alone ? entry->cookie : carried;
+}
+
+/* Gives the packet to the connection whose end `packet->key` is now, if it is one of ours. A socket that it still
+ * carries tells that without the tuple, unless the packet was rewritten on its way or the connection is over. */
 static __always_inline u32 claim(void *ctx, bool xdp, u32 hook, bool egress, struct packet *packet, u32 direction,
                                  u32 ifindex, u64 netns_cookie, u32 sender) {
   packet->key.netns_cookie = ifindex == LOOPBACK_IFINDEX ? netns_cookie : ANY_NETNS;
-  struct flow_cookie *entry = bpf_map_lookup_elem(MAP_COOKIES, &packet->key);
-  if (!entry)
-    return PACKET_FORWARDED;
-  u64 cookie = entry->cookie;
-  u64 carried = !xdp && direction == SENT ? carried_cookie(ctx) : 0;
+  u64 cookie = !xdp && direction == SENT ? carried_cookie(ctx) : 0;
   u64 now = bpf_ktime_get_ns();
-  bool alone = entry->owners == 1 && entry->since <= now;
-  if (alone && carried && carried != cookie)
-    return PACKET_FOREIGN; /* the same tuple in a namespace that is out of scope */
-  if (!alone) {
-    if (!carried)
+  struct flow *flow = cookie ? bpf_map_lookup_elem(MAP_FLOWS, &cookie) : NULL;
+  if (!flow || flow->closed_ns || !same_tuple(flow, &packet->key)) {
+    u32 outcome = PACKET_FORWARDED;
+    cookie = cookie_of(packet, cookie, now, &outcome);
+    if (!cookie)
+      return outcome;
+    flow = bpf_map_lookup_elem(MAP_FLOWS, &cookie);
+    if (!flow)
+      return outcome;
+    if (!same_tuple(flow, &packet->key))
       return PACKET_AMBIGUOUS;
-    cookie = carried;
   }
-  struct flow *flow = bpf_map_lookup_elem(MAP_FLOWS, &cookie);
-  if (!flow)
-    return alone ? PACKET_MISSED : PACKET_AMBIGUOUS; /* MISSED: evicted from a full table */
-  if (!same_tuple(flow, &packet->key))
-    return PACKET_AMBIGUOUS;
   if (packet->syn && flow->state != FLOW_CONNECTING)
     return PACKET_FOREIGN; /* opens another, with the same tuple and elsewhere; or comes twice */
   bool ours = flow->netns_cookie == netns_cookie;
@@ -252,7 +263,7 @@ static __always_inline u32 claim(void *ctx, bool xdp, u32 hook, bool egress, str
   struct record_side *side = direction == SENT ? &flow->side[SENT] : &flow->side[RECEIVED];
   if (record_begins(packet, side)) {
     packet->walk = side->walk;
-    packet->records_of[direction] = cookie;
+    packet->records_of[direction] = flow;
   }
   return PACKET_OWN;
 }

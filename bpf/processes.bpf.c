@@ -117,7 +117,9 @@ static __always_inline void add_cmdline(struct exec *exec, u64 task) {
  * is gone, and its TLS objects with it, without a call to SSL_free. */
 int process_exec(struct bpf_raw_tracepoint_args *ctx) {
   u64 id = bpf_get_current_pid_tgid();
-  bpf_map_delete_elem(MAP_CALLS, &id); /* exec_id has changed */
+  struct calls *calls = calls_known();
+  if (calls)
+    calls_begin(calls);
   connections_end(id >> 32);
   u32 zero = 0;
   struct settings *settings = bpf_map_lookup_elem(MAP_SETTINGS, &zero);
@@ -152,7 +154,6 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx) {
 /* sched_process_exit(struct task_struct *), once for each thread. */
 int process_exit(struct bpf_raw_tracepoint_args *ctx) {
   u64 id = bpf_get_current_pid_tgid();
-  bpf_map_delete_elem(MAP_CALLS, &id);
   u64 task = bpf_get_current_task();
   /* signal->live has been decremented already: 0 means that this was the last thread */
   if (read_u32(read_u64(task, OFF_task_signal), OFF_signal_live))

@@ -35,7 +35,7 @@ struct packet {
   u32 syn;
   u32 segments; /* packets on the wire: GRO and TSO make one of many */
   u64 walk; /* where the next TLS record begins, if that is in it, else 0 */
-  u64 records_of[2]; /* cookies of the flows that this goes for, by direction */
+  struct flow *records_of[2]; /* the flows that this goes for, by direction */
 };
 
 static __always_inline long load(void *ctx, bool xdp, u32 at, void *to, u32 size) {
@@ -150,10 +150,10 @@ static __always_inline void see_records(void *ctx, bool xdp, struct packet *pack
   walk_records(ctx, xdp, packet, &walked);
   if (!walked.after)
     return;
-  struct flow *sender = bpf_map_lookup_elem(MAP_FLOWS, &packet->records_of[SENT]);
+  struct flow *sender = packet->records_of[SENT];
   if (sender)
     count_records(&sender->side[SENT], &sender->side[RECEIVED], &walked);
-  struct flow *receiver = bpf_map_lookup_elem(MAP_FLOWS, &packet->records_of[RECEIVED]);
+  struct flow *receiver = packet->records_of[RECEIVED];
   if (receiver)
     count_records(&receiver->side[RECEIVED], &receiver->side[SENT], &walked);
 }

@@ -8,7 +8,7 @@
  */
 
 struct sock;
-static __always_inline void adjacent_operation(struct sock *sk, s32 length, bool typed, u32 direction);
+static __always_inline void adjacent_operation(struct calls *calls, struct sock *sk, s32 length, bool typed, u32 direction);
 
 static __always_inline bool learn_socket(struct conn_state *state, u64 sk, u64 cookie, u32 method) {
   struct flow_key key = {};
@@ -67,11 +67,11 @@ static __always_inline bool walk_fd(struct conn_state *state) {
  * for, which makes the kernel generate one even for sockets older than the daemon. */
 static __always_inline void observe(struct sock *sk, s32 length, bool typed, u32 direction) {
   u64 id = bpf_get_current_pid_tgid();
-  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
+  struct calls *calls = calls_known();
   if (!calls)
     return;
   if (!calls->depth) {
-    adjacent_operation(sk, length, typed, direction);
+    adjacent_operation(calls, sk, length, typed, direction);
     return;
   }
   if (length <= 0)
@@ -105,7 +105,7 @@ static __always_inline void socket_ended(s32 length) {
   if (length)
     return;
   u64 id = bpf_get_current_pid_tgid();
-  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
+  struct calls *calls = calls_known();
   if (!calls || !calls->depth || calls->depth > CALL_DEPTH)
     return;
   struct conn_key key;
@@ -163,7 +163,7 @@ int tcp_received(u64 *ctx) {
  * entry leaves the socket with the thread; neither function calls the other, nor itself. */
 int tcp_entered(struct pt_regs *ctx) {
   u64 id = bpf_get_current_pid_tgid();
-  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
+  struct calls *calls = calls_known();
   if (calls)
     calls->socket = PT_REGS_PARM1(ctx);
   return 0;
@@ -172,7 +172,7 @@ int tcp_entered(struct pt_regs *ctx) {
 /* Returns the socket that this thread's call was entered with; 0: a thread without TLS, or entered unseen. */
 static __always_inline u64 entered_with(void) {
   u64 id = bpf_get_current_pid_tgid();
-  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
+  struct calls *calls = calls_known();
   if (!calls)
     return 0;
   u64 sk = calls->socket;

@@ -9,20 +9,33 @@
 
 static __always_inline u64 process_start(u64 leader) { return read_u64(leader, OFF_task_start_boottime); }
 
-/* The thread's table of active calls; made on the thread's first call. */
-static __always_inline struct calls *thread_calls(u64 id) {
-  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
+/* The thread's table of active calls; NULL for a thread that never made a TLS call. */
+static __always_inline struct calls *calls_known(void) {
+  return task_storage_get(MAP_CALLS, current_task(), NULL, 0);
+}
+
+/* Whose calls they are, as the thread's process is now. */
+static __always_inline void calls_begin(struct calls *calls) {
+  u64 task = bpf_get_current_task();
+  calls->start_ns = process_start(read_u64(task, OFF_task_group_leader));
+  calls->exec_id = read_u32(task, OFF_task_self_exec_id);
+  calls->depth = 0;
+  calls->socket = 0;
+  calls->adjacent.until = 0;
+}
+
+/* The same; made on the thread's first call. */
+static __always_inline struct calls *thread_calls(void) {
+  struct calls *calls = calls_known();
   if (calls)
     return calls;
-  struct calls fresh = {};
-  u64 task = bpf_get_current_task();
-  fresh.start_ns = process_start(read_u64(task, OFF_task_group_leader));
-  fresh.exec_id = read_u32(task, OFF_task_self_exec_id);
-  if (bpf_map_update_elem(MAP_CALLS, &id, &fresh, 0)) {
-    count(COUNTER_CALL_TABLE_FULL, 1);
+  calls = task_storage_get(MAP_CALLS, current_task(), NULL, TASK_STORAGE_CREATE);
+  if (!calls) {
+    count(COUNTER_CALL_TABLE_FULL, 1); /* out of memory */
     return NULL;
   }
-  return bpf_map_lookup_elem(MAP_CALLS, &id);
+  calls_begin(calls);
+  return calls;
 }
 
 /* A slot of the thread's table. The barrier hides from LLVM that the index is small, or it drops the mask
@@ -77,7 +90,7 @@ static __always_inline struct conn_state *conn_of(struct calls *calls, u64 id, u
 
 static __always_inline bool walk_fd(struct conn_state *state);
 static __always_inline void handshake_failed(struct calls *calls, u64 id, struct call *call, s32 result);
-static __always_inline void adjacent_call(struct conn_state *state, u64 id, u32 op, u64 size);
+static __always_inline void adjacent_call(struct conn_state *state, struct calls *calls, u32 op, u64 size);
 
 static __always_inline struct conn_state *conn_known(struct calls *calls, u64 id, u64 ssl) {
   struct conn_key key;
@@ -86,9 +99,9 @@ static __always_inline struct conn_state *conn_known(struct calls *calls, u64 id
 }
 
 /* A call is over that moved `size` bytes: if still nothing names its socket, what is next to it may. */
-static __always_inline void call_over(struct conn_state *state, struct calls *calls, u64 id, u32 op, u64 size) {
+static __always_inline void call_over(struct conn_state *state, struct calls *calls, u32 op, u64 size) {
   if (!calls->depth && state && state->conn.method == METHOD_NONE && state->fd < 0)
-    adjacent_call(state, id, op, size);
+    adjacent_call(state, calls, op, size);
 }
 
 /* Enter: object, buffer, length. Frames that are deeper in the stack than this one have ended without
@@ -100,7 +113,7 @@ static __always_inline bool entered(struct pt_regs *ctx) {
   u64 id = bpf_get_current_pid_tgid();
   if (cookie >> 32)
     compare(ctx, cookie, id);
-  struct calls *calls = thread_calls(id);
+  struct calls *calls = thread_calls();
   if (!calls)
     return false;
   u64 sp = PT_REGS_SP(ctx);
@@ -121,7 +134,7 @@ static __always_inline bool entered(struct pt_regs *ctx) {
   conn_key_of(&key, calls, id, PT_REGS_PARM1(ctx));
   if ((cookie & COOKIE_KNOWN_ONLY) && !bpf_map_lookup_elem(MAP_CONNS, &key))
     return false;
-  if (!depth && op <= OP_WRITE && left_alone(&key, op, PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx))) {
+  if (!depth && op <= OP_WRITE && left_alone(calls, &key, op, PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx))) {
     calls->depth = 0;
     return false;
   }
@@ -148,7 +161,7 @@ static __always_inline bool entered(struct pt_regs *ctx) {
 
 static __always_inline int left(struct pt_regs *ctx) {
   u64 id = bpf_get_current_pid_tgid();
-  struct calls *calls = bpf_map_lookup_elem(MAP_CALLS, &id);
+  struct calls *calls = calls_known();
   if (!calls || !calls->depth)
     return 0; /* out of scope at entry, or attached in the middle of the call */
   u64 cookie = bpf_get_attach_cookie(ctx);
@@ -192,7 +205,7 @@ static __always_inline int left(struct pt_regs *ctx) {
   u32 flavour = (cookie >> 8) & 0xff;
   if (op >= OP_HANDSHAKE) {
     struct conn_state *state = conn_known(calls, id, call->ssl);
-    call_over(state, calls, id, op, 0);
+    call_over(state, calls, op, 0);
     if (result != (flavour == FLAVOUR_ZERO ? 0 : 1)) {
       handshake_failed(calls, id, call, result);
       return 0;
@@ -218,7 +231,7 @@ static __always_inline int left(struct pt_regs *ctx) {
     size = result;
   }
   struct conn_state *state = conn_known(calls, id, call->ssl);
-  call_over(state, calls, id, op, size);
+  call_over(state, calls, op, size);
   if (!size && (result != 0 || op != OP_READ))
     return 0;
   /* The end alone begins nothing: of a connection that no byte was seen of, nobody needs to hear. */
@@ -265,7 +278,7 @@ int tls_set_fd(struct pt_regs *ctx) {
   if (!admitted())
     return 0;
   u64 id = bpf_get_current_pid_tgid();
-  struct calls *calls = thread_calls(id);
+  struct calls *calls = thread_calls();
   if (!calls)
     return 0;
   struct conn_state *state = conn_of(calls, id, PT_REGS_PARM1(ctx), (bpf_get_attach_cookie(ctx) >> 16) & 0xff);
@@ -280,7 +293,7 @@ int tls_end(struct pt_regs *ctx) {
   if (!admitted())
     return 0;
   u64 id = bpf_get_current_pid_tgid();
-  struct calls *calls = thread_calls(id);
+  struct calls *calls = thread_calls();
   if (!calls)
     return 0;
   struct conn_key key;

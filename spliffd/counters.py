@@ -71,7 +71,7 @@ HOOK_MODES: tuple[tuple[str, str], ...] = (
 )
 """The ways an interface's packets can be seen."""
 
-TABLES: tuple[str, ...] = ("calls", "goroutines", "conns", "speakers", "cookies", "flows")
+TABLES: tuple[str, ...] = ("goroutines", "conns", "speakers", "cookies", "flows")
 """The kernel's bounded tables, by the names of bpf/maps.h."""
 
 LIBRARIES: tuple[str, ...] = (

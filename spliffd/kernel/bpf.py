@@ -29,7 +29,7 @@ ATTACH_NONE, ATTACH_SOCK_OPS, ATTACH_RAW_TP, ATTACH_FENTRY, ATTACH_FEXIT, ATTACH
 ATTACH_PERF_EVENT, ATTACH_UPROBE_MULTI, ATTACH_UPROBE_SESSION = 41, 48, 57
 ATTACH_XDP, ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS = 37, 46, 47
 
-_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD = 0, 1, 2, 3, 4, 5
+MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD = 0, 1, 2, 3, 4, 5
 _MAP_GET_FD_BY_ID, OBJ_GET_INFO, _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 14, 15, 17, 28
 _MAP_LOOKUP_BATCH = 24
 _F_RDONLY = 1 << 3
@@ -66,7 +66,7 @@ def map_create(
     """Makes a map; sizes in bytes. ``inner`` is the template fd of an array of maps."""
     attr = bytearray(ATTR_BYTES)
     struct.pack_into("=IIIIIII16s", attr, 0, kind, key, value, entries, flags, inner, 0, name.encode()[:15])
-    return call(_MAP_CREATE, attr)
+    return call(MAP_CREATE, attr)
 
 
 def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:

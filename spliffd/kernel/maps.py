@@ -17,6 +17,7 @@ from spliffd.counters import Region, kernel_bytes, kernel_region
 from spliffd.kernel import bpf, unwanted
 from spliffd.kernel.flows import FLOW_SIZE
 from spliffd.kernel.hellos import HELLO_SIZE
+from spliffd.kernel.storage import task_storage
 
 # The numbers of bpf/maps.h.
 NUMBERS = {
@@ -36,7 +37,6 @@ NUMBERS = {
     1014: "interfaces",
     1015: "cgroups",
     1016: "goroutines",
-    1017: "adjacent",
     1018: "candidates",
     1019: "exec",
     1024: "known_files",
@@ -53,8 +53,6 @@ NUMBERS = {
 
 SCOPE_SLOTS = 16
 MAX_UIDS = 1024
-CALLS = 32768
-"""Threads that ever made a TLS call and live: the default pid limit of a host."""
 GOROUTINES = 32768
 """Calls under way in Go programs: one for each connection that waits for data."""
 CONNS = 32768
@@ -81,12 +79,12 @@ HELLOS = 2048
 """TLS connections whose beginning is kept: a worker reads it when the handshake or the first exchange ends,
 so it is those in between that count. 12.5 MiB of kernel memory."""
 
-ADJACENT = 8192
-"""Threads, and TLS objects, whose sockets have to be told by what is next to TLS calls: one that is evicted
+CANDIDATES = 8192
+"""TLS objects whose sockets have to be told by what is next to TLS calls: one that is evicted
 stays without a socket, or is found later."""
 
-ADJACENT_VALUE, CANDIDATE_VALUE = 72, 16
-CALLS_VALUE = 24 + 4 * 48
+CANDIDATE_VALUE = 16
+CALLS_VALUE = 24 + 4 * 48 + 72 + 512
 GO_KEY, GO_VALUE = 16, 64
 CONN_KEY, CONN_VALUE = 24, 200
 DEMAND_BYTES, WANTED_KEY = 384, 24
@@ -137,12 +135,11 @@ class Maps:
             "scope": make(bpf.MAP_CGROUP_ARRAY, 4, 4, 2 * SCOPE_SLOTS, name="scope"),
             "cgroups": make(bpf.MAP_HASH, 8, 1, 2 * SCOPE_SLOTS, name="cgroups"),
             "uids": make(bpf.MAP_HASH, 4, 1, MAX_UIDS, name="uids"),
-            "calls": make(bpf.MAP_LRU_HASH, 8, CALLS_VALUE, CALLS, name="calls"),
+            "calls": task_storage(CALLS_VALUE, "calls"),
             "goroutines": make(bpf.MAP_LRU_HASH, GO_KEY, GO_VALUE, GOROUTINES, name="goroutines"),
             "conns": make(bpf.MAP_LRU_HASH, CONN_KEY, CONN_VALUE, CONNS, name="conns"),
             "speakers": make(bpf.MAP_LRU_HASH, 4, 8, SPEAKERS, name="speakers"),
-            "adjacent": make(bpf.MAP_LRU_HASH, 8, ADJACENT_VALUE, ADJACENT, name="adjacent"),
-            "candidates": make(bpf.MAP_LRU_HASH, CONN_KEY, CANDIDATE_VALUE, ADJACENT, name="candidates"),
+            "candidates": make(bpf.MAP_LRU_HASH, CONN_KEY, CANDIDATE_VALUE, CANDIDATES, name="candidates"),
             "cookies": make(bpf.MAP_LRU_HASH, FLOW_KEY, FLOW_VALUE, COOKIES, name="cookies"),
             "flows": make(bpf.MAP_LRU_HASH, 8, FLOW_SIZE, FLOWS, name="flows"),
             "asked": make(bpf.MAP_LRU_HASH, 8, ASKED_VALUE, ASKED, name="asked"),

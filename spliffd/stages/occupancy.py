@@ -17,7 +17,6 @@ from spliffd.kernel.flows import FLOW_SIZE, KEY_SIZE
 log = logger("occupancy")
 
 SIZES: dict[str, tuple[int, int, int]] = {
-    "calls": (8, maps.CALLS_VALUE, maps.CALLS),
     "goroutines": (maps.GO_KEY, maps.GO_VALUE, maps.GOROUTINES),
     "conns": (maps.CONN_KEY, maps.CONN_VALUE, maps.CONNS),
     "speakers": (4, 8, maps.SPEAKERS),

@@ -38,7 +38,7 @@ def test_entries_are_counted_right(maps: Maps):
     assert occupancy.look()
 
     got = {name: area.supervisor.get(f"map_entries_{name}") for name in TABLES}
-    assert got == {"calls": 0, "goroutines": 0, "conns": 2003, "speakers": 0, "cookies": 0, "flows": 1009}
+    assert got == {"goroutines": 0, "conns": 2003, "speakers": 0, "cookies": 0, "flows": 1009}
     assert area.supervisor.get("flows") == 336  # every third is open
 
     bpf.map_delete(maps.fd["flows"], (3).to_bytes(8, "little"))
