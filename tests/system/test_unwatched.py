@@ -30,7 +30,7 @@ def test_whoever_begins_to_watch_sees_what_comes_from_then_on(lab: Lab, daemon: 
         paths = [one.request.path for one in watch.exchanges]
         assert paths == [f"/hello?n={number}"] * 2
         assert not watch.losses
-    wait_for(lambda: seen(daemon) == 4 * ROUNDS, 10, "all of them")
+    wait_for(lambda: seen(daemon) == 4 * ROUNDS, 30, "all of them")
     client.close()
 
 
