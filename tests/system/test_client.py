@@ -156,12 +156,15 @@ def test_the_forms_of_text(lab: Lab, daemon: Daemon, server: Nginx):
     }  # fmt: skip
     clients = {name: daemon.client("watch", "--comm", "curl", *options) for name, options in forms.items()}
     clients["count"] = daemon.client("watch", "--comm", "curl", "--count", "1")
-    clients["for"] = daemon.client("watch", "--comm", "curl", "--for", "2500ms")
+    watchers(daemon, len(clients))
+    clients["for"] = daemon.client(
+        "watch", "--comm", "curl", "--for", "8s"
+    )  # begins when the others are there
     watchers(daemon, len(clients))
     curl = lab.start("curl", "-sk", server.url("/hello"), stdout=subprocess.DEVNULL)
-    assert curl.wait(10) == 0
-    assert clients["count"].wait(10) == 0
-    assert clients["for"].wait(10) == 0
+    assert curl.wait(30) == 0
+    assert clients["count"].wait(30) == 0
+    assert clients["for"].wait(30) == 0
     text = {
         name: interrupted(client)[0] if name in forms else client.communicate()[0].decode()
         for name, client in clients.items()
