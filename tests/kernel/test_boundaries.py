@@ -13,7 +13,7 @@ from spliffd.kernel import records
 from tests.kernel.test_every_byte import client, serve
 from tests.support.lab import PYTHON, REPOSITORY, Lab, wait_for
 from tests.support.leftovers import existing, held, leftovers
-from tests.support.tracer import Tracer, streams
+from tests.support.tracer import Tracer, said, streams
 
 MIB = 1 << 20
 
@@ -76,8 +76,8 @@ def test_reused_pointers_are_different_connections(lab: Lab):
     with Tracer(lab) as tracer:
         done = lab.run(PYTHON, "-c", REUSE, str(port), "101")
         assert done.returncode == 0, done.stderr
-        time.sleep(0.1)
-        found = tracer.read()
+        # Each is sent and read by the client, and by the server.
+        found = tracer.read_bytes(4 * sum(len(f"connection {i}") for i in range(101)))
 
         sent = [
             data for (_, _, way), data in streams(found).items()
@@ -124,12 +124,14 @@ def test_a_full_ring_is_counted_and_leaves_a_gap_of_known_size(lab: Lab):
     _, port = serve(lab, "source")
     with Tracer(lab, ring_mib=1) as tracer:
         client(lab, port, "receive", 16384, total)
-        time.sleep(0.2)
-        found = tracer.read()
+        every_byte = 2 * (total + len("16384 8388608"))
+        found = tracer.read_until(
+            lambda found: said(found) + tracer.counters().get("ring_full_data_bytes", 0) >= every_byte,
+            "every byte told or counted",
+        )
         counted = tracer.counters()
 
         kept = sum(len(r.payload) for r in found if r.kind == records.DATA)
-        every_byte = 2 * (total + len("16384 8388608"))
         assert kept < every_byte
         assert counted["ring_full_data_bytes"] == every_byte - kept
         assert counted["ring_full_data_records"] > 0
@@ -200,8 +202,9 @@ def test_a_killed_process_ends_its_connections(lab: Lab):
     with Tracer(lab) as tracer:
         client(lab, port, "echo", 10, 1)
         os.kill(server_pid, 9)
-        time.sleep(0.2)
-        assert server_pid in {r.conn.tgid for r in tracer.read() if r.kind == records.EXIT}
+        tracer.read_until(
+            lambda found: server_pid in {r.conn.tgid for r in found if r.kind == records.EXIT}, "its exit"
+        )
 
 
 EXEC = r"""
@@ -233,25 +236,26 @@ def test_exec_ends_the_old_programs_connections(lab: Lab):
 def test_handshake_is_told_once_with_its_start(lab: Lab):
     server_pid, port = serve(lab, "echo")
     with Tracer(lab) as tracer:
+        began = time.monotonic_ns()
         client(lab, port, "echo", 10, 3)
-        time.sleep(0.1)
+        took_all = time.monotonic_ns() - began
         shakes = [r for r in tracer.read() if r.kind == records.HANDSHAKE]
 
         assert sorted(r.conn.tgid == server_pid for r in shakes) == [False, True]
         for shake in shakes:
             took = shake.time - shake.conn.handshake_start
-            assert 100_000 < took < 5_000_000_000
+            assert 100_000 < took < took_all
 
 
 def test_cookie_map_follows_sockets(lab: Lab):
     _, port = serve(lab, "echo")
     with Tracer(lab) as tracer:
         client(lab, port, "echo", 10, 1)
-        time.sleep(0.3)
+        # The side that closed first may still be in TIME_WAIT.
+        wait_for(lambda: tracer.cookies() <= 1, 30, "the sockets forgotten")
         counted = tracer.counters()
 
         assert (counted["sockets_active"], counted["sockets_passive"]) == (1, 1)
-        assert tracer.cookies() <= 1  # the side that closed first may still be in TIME_WAIT
 
 
 HOLD = """
@@ -286,7 +290,7 @@ def test_a_killed_loader_leaves_nothing_attached(lab: Lab, signal: int):
     os.kill(holder.pid, signal)
     holder.wait()
 
-    wait_for(lambda: not mine & existing(), 10, "links, programs and maps gone")
+    wait_for(lambda: not mine & existing(), 30, "links, programs and maps gone")
     after = leftovers()
     assert str(lab.cgroup) not in after["cgroup"]
     for place in ("net", "xdp", "qdisc", "uprobe_events"):

@@ -62,8 +62,7 @@ def test_download_is_captured_byte_for_byte_at_both_ends(lab: Lab, size: int, to
     _, port = serve(lab, "source")
     with Tracer(lab) as tracer:
         *_, digest = client(lab, port, "receive", size, total)
-        time.sleep(0.2)
-        found = streams(tracer.read())
+        found = streams(tracer.read_bytes(2 * (total + len(f"{size} {total}"))))
 
         bodies = [data for data in found.values() if len(data) == total]
         assert len(bodies) == 2

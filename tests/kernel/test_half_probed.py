@@ -115,7 +115,7 @@ def test_what_was_said_unseen_has_its_reason(lab: Lab, place: Namespace, version
         stage = Stage(lab, place, tracer)
         client = stage.client(version, "GET / HTTP/1.1", end)
         assert client.wait(30) == 0
-        wait_for(lambda: stage.told(client.pid) == [("not", "attached_late")], 10, "its reason")
+        wait_for(lambda: stage.told(client.pid) == [("not", "attached_late")], 30, "its reason")
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -49,10 +49,22 @@ def test_what_is_there_and_what_comes(net, ns):
             "v0": ("TC", "tcx", 2),
             "v1": ("TC", "tcx", 2),
         }
-        began = time.monotonic()
-        ns.ip("link add w0 type veth peer name w1", "link set w0 up", "link set w1 up")
-        monitor.wait_hooked("w0", "w1", seconds=1)
-        print(f"a veth pair was hooked {1000 * (time.monotonic() - began):.0f} ms after `ip link add` began")
+
+        def hooked_within_a_second() -> bool:
+            began = time.monotonic()
+            ns.ip("link add w0 type veth peer name w1", "link set w0 up", "link set w1 up")
+            try:
+                monitor.wait_hooked("w0", "w1", seconds=1)
+            except TimeoutError:
+                ns.ip("link del w0")
+                wait_for(lambda: not {"w0", "w1"} & monitor.table().keys(), what="w0 and w1 forgotten")
+                return False
+            took = 1000 * (time.monotonic() - began)
+            print(f"a veth pair was hooked {took:.0f} ms after `ip link add` began")
+            return True
+
+        # The machine may stand still for that long once, hardly three times.
+        assert any(hooked_within_a_second() for _ in range(3))
         run(*ns.enter("ip", "tuntap", "add", "tun0", "mode", "tun"))
         ns.ip("link add br0 type bridge")
         monitor.wait_hooked("tun0", "br0")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 
 from spliffd.correlation.connection import Connection
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.kernel import records
 from spliffd.worker.tables import Tables
 from tests.kernel.test_every_byte import client, serve
-from tests.support.lab import Lab
+from tests.support.lab import Lab, wait_for
 from tests.support.tracer import Tracer
 
 
@@ -32,10 +31,10 @@ def test_freed_objects_and_dead_processes_are_over_and_live_ones_are_not(lab: La
     with Tracer(lab) as tracer:
         tables = Tables(*(tracer.maps.fd[name] for name in ("conns", "speakers", "flows", "hellos")))
         client(lab, port, "echo", 10, 1)
-        time.sleep(0.1)
         gone = seen(tracer)
-        assert len(gone) == 2  # both ends; the client has ended, the server has freed its object
-        assert all(tables.is_over(connection) for connection in gone.values())
+        assert len(gone) == 2  # both ends; the client has ended, the server frees its object
+        wait_for(lambda: all(map(tables.is_over, gone.values())), 30, "both to be over")
+        seen(tracer)  # what the server's last call has told late
 
         holder = lab.start(
             "openssl", "s_client", "-quiet", "-connect", f"127.0.0.1:{port}", stdin=-1, stdout=-1, stderr=-3
@@ -50,5 +49,5 @@ def test_freed_objects_and_dead_processes_are_over_and_live_ones_are_not(lab: La
         assert not any(tables.is_over(connection) for connection in held.values())
 
         os.kill(server_pid, 9)  # frees nothing itself
-        time.sleep(0.2)
-        assert {c.process[0] for c in held.values() if tables.is_over(c)} >= {server_pid}
+        ended = [each for each in held.values() if each.process[0] == server_pid]
+        wait_for(lambda: all(map(tables.is_over, ended)), 30, "the killed process's to be over")

@@ -110,7 +110,7 @@ class Daemon:
             found = self.stub().ListLibraries(spliff_pb2.ListLibrariesRequest()).libraries
             return any(one.path == path and one.state == "attached" for one in found)
 
-        wait_for(attached, 10, f"{path} attached")
+        wait_for(attached, 30, f"{path} attached")
 
     def watch(self, **request) -> Watch:
         """Starts watching; returns when the stream is set up."""
@@ -145,7 +145,7 @@ class Watch:
         self._call = daemon.stub().Watch(request)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        assert self.started.wait(10), f"no Started within 10 s:\n{daemon.text()}"
+        assert self.started.wait(30), f"no Started within 30 s:\n{daemon.text()}"
 
     def _read(self) -> None:
         try:

@@ -143,7 +143,7 @@ def stop(process: subprocess.Popen[bytes], seconds: float = 10.0) -> int:
     return process.returncode
 
 
-def wait_for(condition, seconds: float = 10.0, what: str = "condition") -> None:
+def wait_for(condition, seconds: float = 30.0, what: str = "condition") -> None:
     """Polls until ``condition()`` holds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -36,10 +36,14 @@ def held(pids: list[int]) -> set[tuple[str, int]]:
     """Links, programs and maps that these processes hold open, by kind and id."""
     found = set()
     for pid in pids:
-        for fd in Path(f"/proc/{pid}/fdinfo").iterdir():
+        try:
+            fds = list(Path(f"/proc/{pid}/fdinfo").iterdir())
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended meanwhile, as those that read one file for the inspector do
+        for fd in fds:
             try:
                 lines = fd.read_text().splitlines()
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue  # closed meanwhile
             for line in lines:
                 key, _, value = line.partition("\t")

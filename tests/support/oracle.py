@@ -56,7 +56,7 @@ class Oracle:
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         lab.processes.append(self._dumpcap)
-        wait_for(lambda: self._capture.exists() and self._capture.stat().st_size > 0, 10, "dumpcap")
+        wait_for(lambda: self._capture.exists() and self._capture.stat().st_size > 0, 30, "dumpcap")
 
     def exchanges(self) -> dict[tuple[int, int], list[Seen]]:
         """By (client's port, server's port), in the order of the requests; the witness must be whole."""

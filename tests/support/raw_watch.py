@@ -30,7 +30,7 @@ class RawWatch:
         self._call = call(spliff_pb2.WatchRequest(**request))
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        wait_for(lambda: bool(self.batches), 10, "Started")
+        wait_for(lambda: bool(self.batches), 30, "Started")
 
     def _read(self) -> None:
         try:

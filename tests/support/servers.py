@@ -102,7 +102,7 @@ class Nginx:
         if namespace:
             command = [*namespace.enter(*command)]
         self.process = lab.start(*command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        wait_for(self._answers, 10, "nginx")
+        wait_for(self._answers, 30, "nginx")
 
     @property
     def pid(self) -> int:

@@ -94,7 +94,7 @@ def serve(lab: Lab, *command: str | Path, **options) -> tuple[subprocess.Popen[b
     options.setdefault("stdout", subprocess.DEVNULL)
     options.setdefault("stderr", subprocess.DEVNULL)
     process = lab.start(*filled, **options)
-    wait_for(lambda: listening(port), 10, f"{command[0]} on port {port}")
+    wait_for(lambda: listening(port), 30, f"{command[0]} on port {port}")
     return process, port
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Self
 
 import msgspec
@@ -14,7 +15,7 @@ from spliffd.kernel.ring import Ring
 from spliffd.kernel.ways import SOCKET_WAYS, Way
 from spliffd.stages.placements import probe_of
 from spliffd.targets.inspector import inspect_fd
-from tests.support.lab import Lab, refuse_unscoped
+from tests.support.lab import Lab, refuse_unscoped, wait_for
 from tests.support.programs import programs
 
 
@@ -124,6 +125,25 @@ class Tracer:
         self.ring.release()
         return found
 
+    def read_until(self, enough: Callable[[list[Record]], bool], what: str) -> list[Record]:
+        """Everything from now on until it is enough.
+
+        A call is told when it returns, and by then its peer may have had the bytes, answered and ended: that
+        a client is through does not say that its server's last call has been told.
+        """
+        found: list[Record] = []
+
+        def told() -> bool:
+            found.extend(self.read())
+            return enough(found)
+
+        wait_for(told, 30, what)
+        return found
+
+    def read_bytes(self, total: int) -> list[Record]:
+        """Everything until calls of both ends, in both directions, have moved so many bytes."""
+        return self.read_until(lambda found: said(found) >= total, f"{total} bytes in the ring")
+
     def counters(self) -> dict[str, int]:
         """The kernel's counters that are not 0."""
         return {name: value for name, value in self.maps.counters.values().items() if value}
@@ -139,6 +159,11 @@ class Tracer:
         self.programs.close()
         self.ring.close()
         self.maps.close()
+
+
+def said(found: list[Record]) -> int:
+    """Bytes of the calls, captured or not."""
+    return sum(record.size for record in found if record.kind == records.DATA)
 
 
 def streams(found: list[Record]) -> dict[tuple[int, int, int], bytes]:

@@ -118,7 +118,7 @@ class WireGuard:
             env={**os.environ, "WG_PROCESS_FOREGROUND": "1"},
         )
         self._network.processes.append(self.process)
-        wait_for(self._listens, 10, f"wireguard-go {self.name}")
+        wait_for(self._listens, 30, f"wireguard-go {self.name}")
         self._wg(
             "set", self.name, "listen-port", str(self.port), "private-key", "/dev/stdin", text=self._private
         )

@@ -23,7 +23,7 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as plain, context
     bare = socket.socket(fileno=os.dup(tls.fileno()))
     left, now = -1, 0
     while left < now:  # what the server sends meanwhile is in the socket, and is never read
-        time.sleep(0.5)
+        time.sleep(2)  # longer than the server may be held up
         left, now = now, len(bare.recv(1 << 20, socket.MSG_PEEK))
     print(left)
 """

@@ -6,12 +6,11 @@ import base64
 import json
 import re
 import subprocess
-import time
 
 import pytest
 
 from spliffd.pb import spliff_pb2
-from tests.support.client import exchanges, interrupted, watchers
+from tests.support.client import exchanges, interrupted, printing, watchers
 from tests.support.daemon import PYTHON, Daemon
 from tests.support.lab import PYTHON as SYSTEM_PYTHON
 from tests.support.lab import REPOSITORY, Lab, wait_for
@@ -156,12 +155,15 @@ def test_the_forms_of_text(lab: Lab, daemon: Daemon, server: Nginx):
     }  # fmt: skip
     clients = {name: daemon.client("watch", "--comm", "curl", *options) for name, options in forms.items()}
     clients["count"] = daemon.client("watch", "--comm", "curl", "--count", "1")
-    clients["for"] = daemon.client("watch", "--comm", "curl", "--for", "2500ms")
+    watchers(daemon, len(clients))
+    clients["for"] = daemon.client(
+        "watch", "--comm", "curl", "--for", "8s"
+    )  # begins when the others are there
     watchers(daemon, len(clients))
     curl = lab.start("curl", "-sk", server.url("/hello"), stdout=subprocess.DEVNULL)
-    assert curl.wait(10) == 0
-    assert clients["count"].wait(10) == 0
-    assert clients["for"].wait(10) == 0
+    assert curl.wait(30) == 0
+    assert clients["count"].wait(30) == 0
+    assert clients["for"].wait(30) == 0
     text = {
         name: interrupted(client)[0] if name in forms else client.communicate()[0].decode()
         for name, client in clients.items()
@@ -277,18 +279,21 @@ tls.close()
 
 def test_hostile_bytes_reach_no_terminal(lab: Lab, daemon: Daemon, server: Nginx):
     forms = (["-b"], ["-x"], ["-c"], ["-H", "-l"], ["-o", "json", "-b"])
-    clients = [daemon.client("watch", *form) for form in forms]
+    files = [lab.folder / f"shown-{n}" for n in range(len(forms))]
+    clients = [printing(daemon, file, "watch", *form) for file, form in zip(files, forms, strict=True)]
     watchers(daemon, len(forms))
     evil = lab.start(SYSTEM_PYTHON, "-c", HOSTILE_SERVER, lab.certificate, lab.key, stdout=subprocess.PIPE)
     assert evil.stdout is not None
     port = int(evil.stdout.readline())
     done = lab.run(SYSTEM_PYTHON, "-c", HOSTILE_CLIENT, str(port))
     assert done.returncode == 0, done.stderr.decode()
-    wait_for(lambda: daemon.stats()["spliff_items_delivered_total"] >= 4 * len(forms), 10, "exchanges")
-    time.sleep(0.5)
+    wait_for(lambda: daemon.stats()["spliff_items_delivered_total"] >= 4 * len(forms), 30, "exchanges")
 
-    for form, client in zip(forms, clients, strict=True):
-        out, _ = interrupted(client)
+    for form, client, file in zip(forms, clients, files, strict=True):
+        # The second exchange, at both ends.
+        wait_for(lambda file=file: file.read_bytes().count(b"red") >= 2, 30, f"{form}: the second request")
+        interrupted(client)
+        out = file.read_bytes().decode()
         assert "/first" in out
         assert "red" in out, f"{form}: the second request was not seen"
         bad = {

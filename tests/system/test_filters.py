@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-import time
 from collections.abc import Callable
+from pathlib import Path
 
 from spliffd.pb import spliff_pb2
-from tests.support.client import exchanges, interrupted, watchers
+from tests.support.client import exchanges, interrupted, printing, watchers
 from tests.support.daemon import Daemon
 from tests.support.lab import PYTHON as SYSTEM_PYTHON
 from tests.support.lab import Lab, wait_for
@@ -64,9 +64,12 @@ def test_filters_agree_with_an_offline_evaluation(lab: Lab, daemon: Daemon, serv
         (["--pid", str(server.pid), "--comm", "curl"], lambda _: False),
         (["--port", str(server.port)], lambda _: True),
     ]
-    everything = daemon.client("watch", "-o", "json")
-    clients = [daemon.client("watch", "-o", "json", *options) for options, _ in filters]
-    watchers(daemon, 1 + len(clients))
+    files = [lab.folder / f"watched-{n}" for n in range(1 + len(filters))]
+    clients = [
+        printing(daemon, file, "watch", "-o", "json", *options)
+        for file, options in zip(files, ([], *(options for options, _ in filters)), strict=True)
+    ]
+    watchers(daemon, len(clients))
     server.file("other", b"another\n")
     asked = 0
     for name in ("127.0.0.1", "localhost"):
@@ -80,16 +83,22 @@ def test_filters_agree_with_an_offline_evaluation(lab: Lab, daemon: Daemon, serv
         program = [SYSTEM_PYTHON, "-c", FRESH_PYTHON, "127.0.0.1", str(server.port), "/hello?x=3"]
         assert lab.run(*command, *program).returncode == 0
         asked += 1
-    wait_for(lambda: daemon.stats()["spliff_frames_total"] >= 2 * asked, 15, "all exchanges")
-    time.sleep(0.5)
 
-    seen, _ = interrupted(everything)
-    population = exchanges(seen)
+    def printed(file: Path) -> int:
+        text = file.read_text()
+        return len(exchanges(text[: text.rfind("\n") + 1]))
+
+    wait_for(lambda: printed(files[0]) >= 2 * asked, 30, "all exchanges")
+    interrupted(clients[0])
+    population = exchanges(files[0].read_text())
     assert len(population) == 2 * asked
-    for (options, keep), client in zip(filters, clients, strict=True):
-        out, err = interrupted(client)
+    for (options, keep), client, file in zip(filters, clients[1:], files[1:], strict=True):
         wanted = [e["id"] for e in population if keep(e)]
-        assert [e["id"] for e in exchanges(out)] == wanted, options
+        wait_for(
+            lambda file=file, wanted=wanted: printed(file) >= len(wanted), 30, f"{len(wanted)} for {options}"
+        )
+        _, err = interrupted(client)
+        assert [e["id"] for e in exchanges(file.read_text())] == wanted, options
         assert f"{len(wanted)} exchange" in err or not wanted, err
     kept = [sum(map(keep, population)) for _, keep in filters]
     print(f"{len(population)} exchanges; kept by {len(filters)} filters: {kept}")

@@ -58,7 +58,7 @@ def wait_attached(daemon: Daemon, path: Path) -> spliff_pb2.Library:
         found[:] = [one for one in listed if one.path == str(path)]
         return bool(found) and found[0].state == "attached"
 
-    wait_for(attached, 10, f"{path} attached")
+    wait_for(attached, 30, f"{path} attached")
     return found[0]
 
 
@@ -241,7 +241,7 @@ def test_other_ways_to_build(lab: Lab, daemon: Daemon, version: str, way: str):
     watch = daemon.watch()
     done = lab.run("curl", "-sk", f"https://127.0.0.1:{port}/built?size=3")
     assert done.stdout.endswith(b" sss")
-    wait_for(lambda: by_role(watch, "server"), 10, "the server's exchange")
+    wait_for(lambda: by_role(watch, "server"), 30, "the server's exchange")
     (one,) = by_role(watch, "server")
     assert (one.tls.library, one.request.path, one.response.status) == ("go", "/built?size=3", 200)
     assert one.correlation.method == "SOCKET_FD"

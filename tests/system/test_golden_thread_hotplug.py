@@ -160,12 +160,12 @@ def test_interfaces_come_and_go_under_traffic(golden: Stage):
     told = traffic.end()
 
     wait_for(lambda: hooks(golden) == known, FOLLOWED_SECONDS, "the interfaces of before")
-    wait_for(lambda: held([golden.daemon.process.pid]) == before, 5, "the links of before")
+    wait_for(lambda: held([golden.daemon.process.pid]) == before, 30, "the links of before")
     assert "clsact" not in run("tc", "-n", golden.near.name, "qdisc", "show")
     quiet(golden.daemon.text()[log_start:])
     stats = golden.daemon.stats()
     assert stats["spliff_deferred_failures_total"] == 0
-    wait_for(lambda: open_flows(golden) == 0, 5, "no flow to be open")
+    wait_for(lambda: open_flows(golden) == 0, 30, "no flow to be open")
     assert entries(golden, "cookies") == 0
     assert entries(golden, "interfaces") == len([hook for hook, _ in known.values() if hook != "NONE"])
     say(

@@ -44,7 +44,7 @@ def reload(golden: Stage, mode: str) -> None:
                   "xdp-generic": ("XDP", "generic")}[mode]  # fmt: skip
         return any((one.name, one.hook, one.mode) == ("eth0", *wanted) for one in listed)
 
-    wait_for(hooked, 5, f"eth0 on {mode}")
+    wait_for(hooked, 30, f"eth0 on {mode}")
 
 
 def fetched(golden: Stage, expected: Expected, url: str, *options: str) -> None:
@@ -214,7 +214,7 @@ def test_the_same_addresses_in_two_networks_are_never_mixed(golden: Stage):
         tally[key] = tally.get(key, 0) + 1
     assert sum(tally.values()) == 2 * 3 * EACH
     assert ours.cookie != theirs.cookie
-    wait_for(lambda: golden.daemon.stats()["spliff_deferred_pending"] == 0, 5, "an empty retry queue")
+    wait_for(lambda: golden.daemon.stats()["spliff_deferred_pending"] == 0, 30, "an empty retry queue")
     say(
         "same addresses and ports in two networks: "
         + ", ".join(f"{' '.join(k)} {n}" for k, n in sorted(tally.items()))

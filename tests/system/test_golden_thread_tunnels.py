@@ -139,7 +139,7 @@ def test_what_the_client_lists(golden: Stage):
         wireguard(golden.network, golden.near, golden.far)
     port = golden.servers[0].port
     follower = golden.daemon.client("watch", "--count", "2")
-    wait_for(lambda: golden.daemon.stats()["spliff_subscribers"] == 1, 10, "a watcher")
+    wait_for(lambda: golden.daemon.stats()["spliff_subscribers"] == 1, 30, "a watcher")
     client = KeepAlive(golden.lab, golden.near, "10.92.0.2", port)
     client.ask("/hello?listed")
     table, _ = golden.daemon.client("flows", "--interface", "wg0").communicate(timeout=20)
@@ -167,7 +167,7 @@ def test_what_the_daemon_tells_of_all_this(golden: Stage):
     assert {"lo", "eth0", "wg0", "gre0", "ipip0", "vxlan0", "br0", "veth7"} <= hooks.keys()
     assert set(hooks.values()) == {("TC", "tcx")}
     stats = golden.daemon.stats()
-    wait_for(lambda: golden.daemon.stats()["spliff_deferred_pending"] == 0, 5, "an empty retry queue")
+    wait_for(lambda: golden.daemon.stats()["spliff_deferred_pending"] == 0, 30, "an empty retry queue")
     assert stats["spliff_deferred_failures_total"] == 0
     text = golden.daemon.text()
     assert not [line for line in text.splitlines() if "error" in line.lower() or "warning" in line], text

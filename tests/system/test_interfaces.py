@@ -59,7 +59,7 @@ def test_every_packet_of_an_interface_is_counted(lab: Lab, net: Network, ns: Nam
     # Others are counted in between: ARP, and the refusals of what nobody listens to.
     wait_for(
         lambda: packets(daemon, "eth0")[0] - before[0] == sum(ns.counters("eth0")) - own_before,
-        5,
+        30,
         f"hooks and interface agree: {packets(daemon, 'eth0')}, {ns.counters('eth0')}",
     )
     after = packets(daemon, "eth0")
@@ -81,9 +81,9 @@ def test_the_client_lists_what_comes_and_reload_takes_effect_at_once(lab: Lab, n
 
     reload(daemon, '[interfaces]\nexclude = ["v1"]\nmode = "xdp"\n')
     wanted = {"lo": ("TC", "tcx"), "v0": ("XDP", "native"), "v1": ("NONE", "")}
-    wait_for(lambda: listed(daemon) == wanted, 5, "the new settings")
+    wait_for(lambda: listed(daemon) == wanted, 30, "the new settings")
     reload(daemon, '[interfaces]\nmode = "everywhere"\n')
-    wait_for(lambda: "reload refused" in daemon.text(), 5, "refusal")
+    wait_for(lambda: "reload refused" in daemon.text(), 30, "refusal")
     assert listed(daemon) == wanted
     out, _ = daemon.client("interfaces", "-o", "json").communicate(timeout=20)
     assert {line["interface"]["name"] for line in map(json.loads, out.splitlines())} == {"lo", "v0", "v1"}

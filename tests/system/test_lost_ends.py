@@ -45,7 +45,7 @@ def test_a_process_that_ends_while_the_ring_is_full_leaves_nothing_open(lab: Lab
             e.request.path == "/slow.bin?pending" and e.process.pid == waiting.pid for e in watch.exchanges
         )
 
-    wait_for(pending, 10, "the exchange of the process that is gone")
+    wait_for(pending, 30, "the exchange of the process that is gone")
     stats = daemon.stats()
     assert stats['spliff_lost_total{stage="ring",reason="control_ring_full"}'] > 0
     assert stats["spliff_connections_reconciled_total"] > 0

@@ -129,10 +129,15 @@ def test_a_scrape_costs_the_worker_nothing(lab: Lab, daemon: Daemon, page: Page)
     page.text()
     time.sleep(0.3)
     key = 'spliff_sleep_cycles_total{worker="0"}'
-    before = page.values()[key]
-    for _ in range(23):
-        page.text()
-    assert page.values()[key] - before <= 1
+
+    def cost() -> float:
+        before = page.values()[key]
+        for _ in range(23):
+            page.text()
+        return page.values()[key] - before
+
+    # The worker has timers of its own, which go off while the machine holds the scraper up.
+    wait_for(lambda: cost() <= 1, 30, "23 scrapes without waking the worker")
 
 
 def test_a_real_prometheus_scrapes_it(lab: Lab, daemon: Daemon, page: Page):
@@ -144,7 +149,7 @@ def test_a_real_prometheus_scrapes_it(lab: Lab, daemon: Daemon, page: Page):
     wait_for(
         lambda: prometheus.value("sum(spliff_exchanges_total)") == 14, 60, "Prometheus knows of 14 exchanges"
     )
-    assert prometheus.value("up{job='spliff'}") == 1
+    wait_for(lambda: prometheus.value("up{job='spliff'}") == 1, 60, "a scrape in time")
     rate = "sum(spliff_exchanges_total{method!='NONE'}) / sum(spliff_exchanges_total)"
     assert prometheus.value(rate) == 1.0
     assert prometheus.query("spliff_build_info")[0]["metric"]["version"]

@@ -221,7 +221,7 @@ class ServiceManager:
         self.told.append((time.monotonic(), message))
         return message
 
-    def wait(self, key: str, seconds: float = 15.0) -> dict[str, str]:
+    def wait(self, key: str, seconds: float = 30.0) -> dict[str, str]:
         """The next datagram that says ``key``."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
@@ -290,7 +290,7 @@ def test_the_watchdog_hears_of_a_child_that_hangs(lab: Lab, manager: ServiceMana
     # Signs sent before the stop may still wait here; one a second would never leave 2.5 s of silence.
     assert any(manager.silence("WATCHDOG", 2.5) for _ in range(5))
     os.kill(child, signal.SIGCONT)
-    manager.wait("WATCHDOG", 4)
+    manager.wait("WATCHDOG")
     assert daemon.pids()[name] == child
     daemon.stop()
 
@@ -353,6 +353,7 @@ def test_the_end_is_drained_and_counted(lab: Lab, number: signal.Signals):
     assert daemon.process.wait(15) == 0
     took = time.monotonic() - began
 
+    watch.wait_ended()  # its thread may still have to take what was sent
     text = daemon.text()
     block = text[text.index("spliffd 0") :]
     for section in (

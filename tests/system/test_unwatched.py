@@ -30,7 +30,7 @@ def test_whoever_begins_to_watch_sees_what_comes_from_then_on(lab: Lab, daemon: 
         paths = [one.request.path for one in watch.exchanges]
         assert paths == [f"/hello?n={number}"] * 2
         assert not watch.losses
-    wait_for(lambda: seen(daemon) == 4 * ROUNDS, 10, "all of them")
+    wait_for(lambda: seen(daemon) == 4 * ROUNDS, 30, "all of them")
     client.close()
 
 
@@ -42,12 +42,13 @@ def test_a_worker_that_nobody_waits_for_wakes_up_seldom(lab: Lab, daemon: Daemon
         return int(status.read_text().partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
     before, began, asked = slept(), time.monotonic(), 0
-    while time.monotonic() - began < SECONDS:
+    while (
+        time.monotonic() - began < SECONDS or asked <= 100 * SECONDS
+    ):  # a slow machine needs longer for so many
         client.ask("/hello")
         asked += 1
         time.sleep(0.001)
-    times = slept() - before
-    print(f"{asked} exchanges in {SECONDS} s, the worker slept {times} times")
-    assert asked > 100 * SECONDS
-    assert times < 2 * SECONDS / UNWATCHED_SECONDS
+    times, seconds = slept() - before, time.monotonic() - began
+    print(f"{asked} exchanges in {seconds:.1f} s, the worker slept {times} times")
+    assert times < 2 * seconds / UNWATCHED_SECONDS
     client.close()
