@@ -84,6 +84,8 @@ static __always_inline bool in_scope(struct settings *settings) {
         return false;
     }
   }
+  if (!(settings->uids | settings->excluded_uids))
+    return true; /* asking the kernel for a user costs more than all of the above */
   return user_in_scope(settings, bpf_get_current_uid_gid());
 }
 

@@ -154,6 +154,18 @@ static __always_inline u64 fit_cut(struct demand *demand, u32 shard, u64 now) {
   return cut;
 }
 
+/* ktime ns as of the last tick (1 to 10 ms): what is fitted once in a while needs no better clock, and a tick is known
+ * by one load. Two processors may write at once, and tell the same. */
+static __always_inline u64 tick_ns(struct demand *demand) {
+  volatile u64 *tick = &demand->tick, *now = &demand->tick_ns;
+  u64 jiffies = bpf_jiffies64();
+  if (*tick != jiffies) {
+    *now = bpf_ktime_get_ns();
+    *tick = jiffies;
+  }
+  return *now;
+}
+
 /* A connection's own number, of 10 bits. */
 static __always_inline u32 number_of(struct conn *conn, u32 turn) {
   return (((u32)(conn->generation >> 4) ^ (u32)(conn->ssl >> 4) ^ turn) * 0x9e3779b1u) >> 22;
@@ -247,10 +259,13 @@ static __always_inline bool may_upgrade(struct calls *calls, u64 from, u64 size)
     size = REQUEST_TEXT;
   if (bpf_probe_read_user(calls->text, size, (void *)from))
     return true;
-  for (u32 i = 0; i <= REQUEST_TEXT - 4; i++) {
-    if (i + 4 > size)
+  u32 four = 0;
+  for (u32 i = 0; i < REQUEST_TEXT; i++) {
+    u32 at = i;
+    asm volatile("" : "+r"(at)); /* or LLVM counts in pointers, whose bounds kernel 6.1 does not see */
+    if (at >= size)
       break;
-    u32 four = *(volatile u32 *)&calls->text[i];
+    four = four >> 8 | (u32)calls->text[at & (REQUEST_TEXT - 1)] << 24;
     if (four == WORD4('\r', '\n', '\r', '\n'))
       return false;
     if ((four | 0x20202020) == WORD4('g', 'r', 'a', 'd'))
@@ -272,7 +287,7 @@ static __always_inline bool left_alone(struct calls *calls, struct conn_key *key
     return false; /* the process was moved */
   if (state->conn.method == METHOD_NONE) /* what happens inside the call may name its socket */
     return false;
-  u64 now = bpf_ktime_get_ns();
+  u64 now = tick_ns(demand);
   u64 cut = fit_cut(demand, state->shard, now);
   if (!state->watched && demand->rate)
     fit_share(demand, now);

@@ -108,7 +108,9 @@ struct demand {
   u64 since; /* ktime ns: when this window began */
   u64 taken; /* records of unwatched connections in it */
   u64 pressed; /* by bit: shards of which `cut` is not 0 */
-  u64 pad2[4];
+  u64 tick;    /* jiffies when the clock was asked, and what it said: see tick_ns */
+  u64 tick_ns;
+  u64 pad2[2];
   /* 128 */
   struct pressure {
     u64 cut;   /* share of the connections that is left out while the ring is nearly full, in 1/1024 */
