@@ -46,7 +46,8 @@ class Talk:
         for n in range(requests):
             dialogue.client(self.up.headers(2 * n + 1, GET, end=True))
             self.server(self.down.headers(2 * n + 1, OK))
-        self.key = next(r.key for r in kernel.data() if r.direction == records.SENT and r.payload == SETTINGS)
+        sent = {r.payload: r.key for r in kernel.data() if r.direction == records.SENT}
+        self.key, self.client_key = sent[SETTINGS], sent[PREFACE + SETTINGS]
         self.offset = sum(len(data) for data in self.said)
 
     def server(self, data: bytes) -> None:
@@ -171,6 +172,18 @@ def test_nobody_wants_is_taken_back(talk: Talk):
     talk.server(data(1, 6000))
 
     assert talk.sent() == [Told(talk.offset, 5009, [(1, 1, 5000)], 0, 1), data(1, 6000)]
+
+
+def test_what_a_client_sends_is_left_out_as_well(talk: Talk):
+    talk.kernel.tracer.read()
+    table = Unwanted(talk.kernel.tracer.maps.fd["unwanted"])
+    table.streams(talk.client_key, (1, 0, 0, 0), NOTHING)
+    talk.dialogue.client(data(1, 5000))
+    talk.dialogue.client(frame(0, 1, 1, b"end"))
+
+    found = [r for r in talk.kernel.tracer.read() if r.direction == records.SENT and r.key == talk.client_key]
+    assert [r.kind for r in found] == [records.SKIPPED, records.DATA]
+    assert told(found[0])[1:] == (5009, [(1, 1, 5000)], 0, 1)
 
 
 @pytest.mark.parametrize("seed", range(6))
