@@ -130,6 +130,39 @@ def test_nonsense_is_refused_and_changes_nothing(steps, joined):
     assert [facts(each) for each in parser.close(2)] == [facts(each) for each in untouched.close(2)]
 
 
+@pytest.mark.parametrize(
+    "skipped",
+    [
+        Skipped(51, (Part(1, 0, 51),), 0, 1),
+        Skipped(40, (Part(1, 0, 40),), 11, 1),
+        Skipped(40, (Part(3, 0, 40),), 10, 3),
+        Skipped(49, (Part(1, 1, 40),), 10, 1),
+        Skipped(60, (Part(1, 0, 50), Part(3, 1, 1)), 5, 1),
+        Skipped(60, (Part(1, 0, 49), Part(3, 1, 2)), 5, 3),
+        Skipped(59, (Part(3, 1, 50),), 5, 3),
+        Skipped(59, (Part(1, 1, 51),), 5, 3),
+        Skipped(59, (Part(1, 1, 50),), 1 << 24, 1),
+        Skipped(58, (Part(1, 1, 50),), 0, 1),
+        Skipped(0, (), 0, 0),
+    ],
+    ids=str,
+)
+def test_of_a_frame_with_50_bytes_left_that_cannot_be(skipped):
+    parser = begun()
+    parser.feed(RESPONSE, data(1, 100)[:59], 1)
+
+    assert not parser.skip(RESPONSE, skipped, 2)
+
+
+@pytest.mark.parametrize("before", [data(1, 9, 1)[:12], frame(0, 8, 1, b"\x05" * 9)[:12]])
+def test_behind_such_a_frame_nothing_is_left_out(before):
+    parser = begun()
+    parser.feed(RESPONSE, before, 1)
+    left = 9 + 9 - len(before)
+
+    assert not parser.skip(RESPONSE, Skipped(left, (Part(1, 0, left),), 0, 1), 2)
+
+
 def test_whoever_wants_bodies_by_now_is_told_of_the_gap():
     got = []
     parser = begun()
