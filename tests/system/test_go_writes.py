@@ -18,7 +18,7 @@ from tests.system.test_go import TOOLCHAINS, Program, every_request_of_many_goro
 
 pytestmark = pytest.mark.skipif(not TOOLCHAINS, reason=golang.WITHOUT)
 
-CLAIMED = "  account(state);\n  u64 skipped = 0;\n"
+CLAIMED = "  account(state, ACCOUNTED_BYTES);\n  u64 skipped = 0;\n"
 """Of go_writes.bpf.c: the Read has claimed the Write, and copied nothing yet."""
 SLOWLY = """
   u64 until = bpf_ktime_get_ns() + 60000;
