@@ -14,8 +14,9 @@ from spliffd.protocols.http2_frames import PREFACE
 from spliffd.protocols.http2_unwanted import Part, Skipped
 from spliffd.protocols.messages import HttpExchange
 from tests.support.dialogue import Dialogue
+from tests.support.lab import Lab
 from tests.support.shared import lab_of_the_file
-from tests.support.tracer import Record
+from tests.support.tracer import Record, Tracer
 from tests.support.watched import Watched
 from tests.unit.protocols.http2_transcripts import GET, OK, Peer, facts, frame
 
@@ -184,6 +185,36 @@ def test_what_a_client_sends_is_left_out_as_well(talk: Talk):
     found = [r for r in talk.kernel.tracer.read() if r.direction == records.SENT and r.key == talk.client_key]
     assert [r.kind for r in found] == [records.SKIPPED, records.DATA]
     assert told(found[0])[1:] == (5009, [(1, 1, 5000)], 0, 1)
+
+
+def test_what_a_full_ring_cannot_tell_waits_and_nothing_overtakes_it(lab: Lab):
+    with Tracer(lab, ring_mib=1) as tracer:
+        talk, other = Talk(Watched(tracer), Dialogue(lab)), Dialogue(lab)
+        talk.unwanted(1)
+        talk.server(data(1, 5000))
+        full = tracer.maps.counters
+        for size in (16000, 10):
+            before = full.get("ring_full_data_records")
+            for _ in range(5000):
+                other.client(b"x" * size)
+                if full.get("ring_full_data_records") > before + 1:
+                    break
+        lost = full.get("ring_full_data_bytes")
+        ping = frame(6, 0, 0, bytes(8))
+        talk.server(ping)
+        assert full.get("ring_full_control") > 0
+        assert full.get("ring_full_data_bytes") - lost == 2 * len(ping)
+        assert talk.sent() == []
+        talk.server(data(1, 6000))
+        talk.server(ping)
+
+        assert talk.sent() == [
+            Told(talk.offset, 5009, [(1, 1, 5000)], 0, 1),
+            Told(talk.offset + 5009 + len(ping), 6009, [(1, 1, 6000)], 0, 1),
+            ping,
+        ]
+        for dialogue in (talk.dialogue, other):
+            dialogue.close()
 
 
 @pytest.mark.parametrize("seed", range(6))
