@@ -116,11 +116,11 @@ static __always_inline bool walk_call(struct walk *walk, u64 from, u64 size) {
         bpf_probe_read_user(&walk->header[have], needed, (void *)from))
       return false;
     walk->have = have + needed;
-    walk->others = 1;
-    if (have + needed < FRAME_HEADER)
+    if (have + needed < FRAME_HEADER) {
+      walk->others = 1;
       return true;
+    }
     walk->have = 0;
-    walk->others = 0;
     if (!walk_header(walk))
       return false;
     at = needed;
@@ -211,11 +211,13 @@ static __always_inline bool walked_over(struct conn_state *state, void *ring, st
     walk = frames_begin(&key, piece->from, size);
   if (!walk)
     return false;
-  walk->others = reported || size < UNWANTED_CALL;
+  u64 small = size - UNWANTED_CALL;
+  asm volatile("" : "+r"(small)); /* no branch: what follows would be walked for both */
+  *(volatile u8 *)&walk->others = reported | small >> 63;
   if (!walk->over) {
     walk->at = 0;
     __builtin_memset(&walk->call, 0, sizeof(walk->call));
-    if (walk->others)
+    if (*(volatile u8 *)&walk->others)
       walk->pair[0] = walk->pair[1] = 0;
     else
       walk_permitted(walk, &state->conn, direction);
@@ -224,7 +226,7 @@ static __always_inline bool walked_over(struct conn_state *state, void *ring, st
     if (next != piece->offset || !walk_call(walk, piece->from, size))
       walk->over = 1;
   }
-  bool skip = !walk->over && !walk->others && !reported && size >= UNWANTED_CALL;
+  bool skip = !walk->over && !walk->others;
   bool joins = walk->run_from + walk->run_bytes == piece->offset && walk->pair[0] == walk->run.pair[0] &&
                walk->pair[1] == walk->run.pair[1];
   u64 behind = walk->run_bytes;
