@@ -68,6 +68,8 @@ static __always_inline u32 head_at(u64 from, u64 size) {
   return (behind & 0xff) == '/' ? HEAD_REQUEST : HEAD_NONE;
 }
 
+static __always_inline s32 http2_begins(u64 from, u64 size);
+
 static __always_inline bool listed(u32 kind, u64 first, u64 second) {
   struct wanted_key key = {.first = first, .second = second, .kind = kind};
   return bpf_map_lookup_elem(MAP_WANTED, &key) != NULL;
@@ -206,8 +208,10 @@ static __always_inline bool spared(struct conn_state *state, u32 direction, u64 
   if (!first && ((all && !state->left_out) || state->traffic != TRAFFIC_HTTP1))
     return false;
   u32 head = head_at(from, size);
-  if (first)
-    state->traffic = head == HEAD_REQUEST || head == HEAD_RESPONSE ? TRAFFIC_HTTP1 : TRAFFIC_OTHER;
+  if (first && (head == HEAD_REQUEST || head == HEAD_RESPONSE))
+    state->traffic = TRAFFIC_HTTP1;
+  else if (first)
+    state->traffic = http2_begins(from, size) < 0 ? TRAFFIC_OTHER : TRAFFIC_HTTP2;
   if (head == HEAD_SWITCH)
     state->traffic = TRAFFIC_OTHER; /* what comes next is something else: from here on all of it is delivered */
   if (state->traffic != TRAFFIC_HTTP1) {
@@ -235,11 +239,15 @@ static __always_inline bool spared(struct conn_state *state, u32 direction, u64 
   return true;
 }
 
+static __always_inline u32 unwanted_slot(struct conn *conn) {
+  return ((u32)(conn->ssl >> 4) ^ (u32)(conn->generation >> 8)) & (UNWANTED_SLOTS - 1);
+}
+
 /* How many of the bytes at `offset` need not be copied: nobody wants the body that they belong to. */
 static __always_inline u64 unwanted(struct conn *conn, u32 direction, u64 offset, u64 size) {
   if (size < UNWANTED_CALL)
     return 0;
-  u32 slot = ((u32)(conn->ssl >> 4) ^ (u32)(conn->generation >> 8)) & (UNWANTED_SLOTS - 1);
+  u32 slot = unwanted_slot(conn);
   volatile struct unwanted *entry = bpf_map_lookup_elem(MAP_UNWANTED, &slot);
   if (!entry || entry->generation != conn->generation || entry->ssl != conn->ssl)
     return 0;

@@ -26,6 +26,10 @@ static __always_inline void emit_control(struct conn_state *state, u32 kind, u64
   void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
   if (!ring)
     return;
+  if ((kind == RECORD_CLOSE || kind == RECORD_EOF) && state->traffic == TRAFFIC_HTTP2)
+    walk_ends(state, ring, RECEIVED, kind == RECORD_CLOSE);
+  if (kind == RECORD_CLOSE && state->traffic == TRAFFIC_HTTP2)
+    walk_ends(state, ring, SENT, true);
   struct record *record = bpf_ringbuf_reserve(ring, sizeof(struct record), 0);
   if (!record) {
     count(COUNTER_RING_FULL_CONTROL, 1);
@@ -52,18 +56,6 @@ static __always_inline void account(struct conn_state *state, u8 what) {
     flow->handshake = 1;
   state->accounted = what;
 }
-
-struct piece {
-  u64 from; /* address in the process */
-  u64 size;
-  u64 offset; /* in the stream */
-  u64 start;
-  u32 direction;
-  u32 flags;
-  u64 *claim; /* if any: the record counts only if this is still `claimed` when all is copied, and made `reported` */
-  u64 claimed;
-  u64 reported;
-};
 
 static __always_inline bool make_good(struct piece *piece) {
   return __sync_val_compare_and_swap(piece->claim, piece->claimed, piece->reported) == piece->claimed;
@@ -177,11 +169,18 @@ static __always_inline void emit_data(struct conn_state *state, struct call *cal
 
   if (counted_only)
     return;
-  u64 skipped = unwanted(&state->conn, direction, piece.offset, size);
-  if (skipped >= size)
-    return;
-  advance(&piece, skipped);
-  u64 rest = size - skipped;
+  u64 rest = size;
+  if (state->traffic == TRAFFIC_HTTP2) {
+    piece.size = size;
+    if (walked_over(state, ring, &piece, false))
+      return;
+  } else {
+    u64 skipped = unwanted(&state->conn, direction, piece.offset, size);
+    if (skipped >= size)
+      return;
+    advance(&piece, skipped);
+    rest -= skipped;
+  }
   u32 resumed = resumes(state, direction);
   piece.flags = FLAG_CONTINUED | resumed;
   piece.size = LARGE_PIECE;

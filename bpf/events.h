@@ -47,6 +47,7 @@ enum record_kind {
   RECORD_EXIT,      /* the process is gone; only tgid and start_ns of `conn` are set */
   RECORD_EOF,       /* a read returned 0: close_notify, the peer's proper end */
   RECORD_FACT,      /* the library has said something of the session: `direction` is enum fact */
+  RECORD_SKIPPED,   /* HTTP/2: `size` bytes at `offset` that nobody wanted; behind it struct skipped */
 };
 
 /* What is said: bytes as payload, numbers as `size`. */
@@ -124,6 +125,20 @@ struct record {
   /* payload */
 };
 _Static_assert(sizeof(struct record) == 192, "records.py counts on it");
+
+/* What was left out of a direction of HTTP/2: nothing but DATA frames of these streams, neither padded nor the last. */
+#define UNWANTED_STREAMS 4
+struct skipped {
+  union {
+    u32 stream[UNWANTED_STREAMS];
+    u64 pair[UNWANTED_STREAMS / 2];
+  };
+  u32 frames[UNWANTED_STREAMS]; /* whose headers ended in it */
+  u64 payload[UNWANTED_STREAMS];
+  u32 left;    /* bytes left of the frame under way at its end; 0: a header comes next */
+  u32 current; /* the stream of that frame */
+};
+_Static_assert(sizeof(struct skipped) == 72, "records.py counts on it");
 
 /* An exec, for the supervisor: who the process is, told while it is certain to exist. Behind it stand the
  * names of the executable's path and of the cgroup's, each ended by a zero and the last one first, then the

@@ -164,11 +164,16 @@ static __always_inline void go_report_read(struct conn_state *state, void *ring,
   state->conn.offset[RECEIVED] += piece->size;
   if (counted_only)
     return;
-  u64 skipped = unwanted(&state->conn, RECEIVED, piece->offset, piece->size);
-  if (skipped >= piece->size)
-    return;
-  advance(piece, skipped);
-  piece->size -= skipped;
+  if (state->traffic == TRAFFIC_HTTP2) {
+    if (walked_over(state, ring, piece, false))
+      return;
+  } else {
+    u64 skipped = unwanted(&state->conn, RECEIVED, piece->offset, piece->size);
+    if (skipped >= piece->size)
+      return;
+    advance(piece, skipped);
+    piece->size -= skipped;
+  }
   piece->flags = resumes(state, RECEIVED);
   emit_last(state, ring, piece);
 }

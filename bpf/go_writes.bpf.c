@@ -40,9 +40,22 @@ static __always_inline bool go_write_begins(struct conn_state *state, struct go_
   return true;
 }
 
+/* HTTP/2 is walked by the Write alone: its bytes are still there, and it knows how many they are. */
+static __always_inline void go_walk_reported(struct conn_state *state, struct go_call *call, u64 from, u64 size) {
+  u32 shard = state->shard;
+  void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
+  if (!ring)
+    return;
+  struct piece piece = {.from = from, .size = size, .start = call->start, .direction = SENT};
+  piece.offset = state->conn.offset[SENT];
+  walked_over(state, ring, &piece, true);
+}
+
 /* At the end of a Write that has moved `size` bytes. */
 static __always_inline void go_report_write(struct conn_state *state, struct go_call *call, u64 from, u64 size) {
   if (call->claim & GO_REPORTED) {
+    if (state->traffic == TRAFFIC_HTTP2)
+      go_walk_reported(state, call, from, size);
     state->conn.offset[SENT] += size;
     return;
   }
@@ -72,6 +85,8 @@ static __always_inline void go_report_under_way(struct conn_state *state, void *
     return;
   if (call->generation != state->conn.generation || !call->room || call->room > PIECE)
     return;
+  if (state->traffic == TRAFFIC_HTTP2 && walk_tells(state, SENT))
+    return; /* in the middle of a body that nobody wants: the Write tells what was left out of it first */
   u64 at = *(volatile u64 *)&state->conn.offset[SENT];
   struct piece piece = {.from = call->buffer, .size = call->room, .offset = at, .start = start, .direction = SENT};
   piece.claim = &call->claim;

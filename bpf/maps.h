@@ -34,6 +34,7 @@
  * | witnesses | pid_tgid -> struct witness       | 1,024  | whoever compares; LRU                    |
  * | self_tests | number -> struct self_test      | 1,024  | nobody                                   |
  * | unwanted  | slot -> struct unwanted          | 4,096  | the worker whose connection it is; overwritten |
+ * | walks     | struct walk_key -> struct walk   | 16,384 | close of the connection; LRU beyond      |
  * | interfaces | ifindex -> struct interface_count, per CPU | 4,096 | supervisor, with the interface     |
  */
 #pragma once
@@ -65,6 +66,7 @@
 #define MAP_WANTED MAP(1031)
 #define MAP_UNWANTED MAP(1032)
 #define MAP_JUDGED MAP(1035)
+#define MAP_WALKS MAP(1036)
 #define MAP_WITNESSES MAP(1033)
 #define MAP_SELF_TESTS MAP(1034)
 
@@ -139,16 +141,52 @@ struct wanted_key {
 };
 _Static_assert(sizeof(struct wanted_key) == 24, "maps.py counts on it");
 
-/* Up to where nobody wants a connection's bytes: the rest of a body, as its worker knows. Shared memory; two
- * connections with the same slot take it from each other, and what is not found is delivered. */
+/* What nobody wants of a connection: up to where the rest of a body of known length reaches (HTTP/1), or whose bodies
+ * (HTTP/2), as its worker knows. Shared memory; two connections with the same slot take it from each other, and what
+ * is not found is delivered. */
 struct unwanted {
   u64 generation; /* 0 while it is written; whose it is, together with ssl */
   u64 ssl;
   u64 until[2]; /* by direction: an offset of its stream */
+  u64 streams[2][UNWANTED_STREAMS / 2]; /* by direction: numbers of streams, two in a word; 0: none */
 };
-_Static_assert(sizeof(struct unwanted) == 32, "unwanted.py counts on it");
+_Static_assert(sizeof(struct unwanted) == 64, "unwanted.py counts on it");
 #define UNWANTED_SLOTS 4096
 #define UNWANTED_CALL 4096 /* bytes: calls below this cost as much to look up as to copy */
+
+/* How far a direction of HTTP/2 was walked, and what was left out of it; see frames.bpf.c. */
+struct walk_key {
+  u64 ssl;
+  u64 generation;
+  u32 tgid;
+  u32 direction;
+};
+_Static_assert(sizeof(struct walk_key) == 24, "maps.py counts on it");
+
+struct walk {
+  u64 next; /* offset of the call that is expected */
+  u64 at;   /* within the call */
+  u64 size; /* of it */
+  u32 left; /* bytes left of the frame under way */
+  u32 stream; /* that it belongs to */
+  u8 plain; /* it is DATA that is neither padded nor the last */
+  u8 have;  /* bytes that are kept of the next header */
+  u8 over;  /* the walk was given up */
+  u8 others; /* the call holds other than what nobody wants */
+  u8 pad[4];
+  u8 header[24];
+  union {
+    u32 permitted[UNWANTED_STREAMS];
+    u64 pair[UNWANTED_STREAMS / 2];
+  };
+  struct skipped call;
+  u64 run_from;
+  u64 run_bytes; /* 0: nothing is to be told */
+  u64 run_time;
+  u64 run_start;
+  struct skipped run;
+};
+_Static_assert(sizeof(struct walk) == 256, "maps.py counts on it");
 
 /* A call at its function's first instruction, until it passes the relocated place; see placement.bpf.c. */
 struct witness {
@@ -170,7 +208,7 @@ struct self_test {
 };
 _Static_assert(sizeof(struct self_test) == 32, "maps.py counts on it");
 
-enum traffic { TRAFFIC_UNKNOWN = 0, TRAFFIC_HTTP1, TRAFFIC_OTHER };
+enum traffic { TRAFFIC_UNKNOWN = 0, TRAFFIC_HTTP1, TRAFFIC_OTHER, TRAFFIC_HTTP2 };
 
 enum cgroup_list { CGROUP_IN_SCOPE = 1, CGROUP_EXCLUDED = 2 };
 
@@ -367,6 +405,7 @@ struct flow {
 _Static_assert(sizeof(struct hop) == 48, "flows.py counts on it");
 _Static_assert(sizeof(struct record_side) == 48, "flows.py counts on it");
 _Static_assert(sizeof(struct flow) == 384, "flows.py counts on it");
+_Static_assert(sizeof(struct walk) <= sizeof(struct flow), "frames.bpf.c begins one with `blank`");
 
 /* A question to a TLS library that a thread is asking; see facts.bpf.c. */
 struct asked {

@@ -153,6 +153,7 @@ WORKER: tuple[str, ...] = (
     "tls_records_socket",
     "tls_records_close",
     "tls_records_fact",
+    "tls_records_skipped",
     "tls_records_unknown",
     "captured_bytes_sent",
     "captured_bytes_received",

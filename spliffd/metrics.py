@@ -126,7 +126,7 @@ def _histogram(total: dict[str, int]) -> list[Sample]:
 
 def _application(readings: Readings) -> list[Family]:
     total = readings.regions["worker"]
-    kinds = ("data", "handshake", "socket", "close", "fact", "unknown")
+    kinds = ("data", "handshake", "socket", "close", "fact", "skipped", "unknown")
     # Evicted ones are closed as well. Those of a worker that died are never closed: an upper bound.
     live = total["connections_opened"] - total["connections_closed"]
     return [

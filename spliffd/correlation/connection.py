@@ -29,9 +29,6 @@ SENT, RECEIVED = 0, 1
 UNDECIDED_BYTES = 256
 """The longest method and enough of a target to tell HTTP from others; detection decides far earlier."""
 
-SPARED_REST = 256 << 10
-"""Rest of a body that is worth telling that nobody wants it: what comes until the kernel knows is copied."""
-
 NOTHING: Sequence[HttpExchange] = ()
 NO_BYTES: Sequence[tuple[int, int, bytes]] = ()
 
@@ -72,6 +69,7 @@ class Connection:
         "state",
         "uncounted",
         "unwanted",
+        "unwanted_streams",
         "waiting",
         "websocket",
     )
@@ -92,6 +90,8 @@ class Connection:
         self.pending: list[bytes] = [b"", b""]
         self.unwanted: list[int] = [0, 0]
         """By direction, up to which offset the kernel was told that nobody wants what comes."""
+        self.unwanted_streams: tuple[list[int], list[int]] | None = None
+        """The same of HTTP/2: of which streams nobody wants the bodies."""
         self.raw_kept: Sequence[tuple[int, int, bytes]] = NO_BYTES
         """What turned out to be raw in the piece that decided so, and was kept before it: direction, offset,
         bytes. The engine takes it; later pieces go out at once, even while they are looked at."""
@@ -168,18 +168,6 @@ class Connection:
         self.first_ns = self.first_ns or start
         self.last_ns = end
         self.calls[direction] += 1
-
-    def unwanted_rest(self, direction: int) -> list[int]:
-        """Offsets of both directions up to which nobody wants what comes, while nobody wants bodies.
-
-        The last byte of a body is wanted: it tells when the message has ended.
-        """
-        http1 = self.http1
-        if http1 is not None and self.state == HTTP1:
-            left = http1.body_left(REQUEST if direction == self.request_direction else RESPONSE)
-            if left >= SPARED_REST:
-                self.unwanted[direction] = self.expect[direction] + left - 1
-        return self.unwanted
 
     def missing(self, direction: int, start: int, end: int, now: int) -> Sequence[HttpExchange]:
         """What stands from ``start`` to ``end`` did not come: nobody wanted it, or it is lost."""

@@ -22,6 +22,7 @@ from spliffd.correlation.identity import fill_socket, first_facts
 from spliffd.correlation.progress import LookAround
 from spliffd.correlation.retry import NEVER
 from spliffd.correlation.tls_facts import CLOSED
+from spliffd.correlation.unwanted import Unwanted, skipped
 from spliffd.correlation.upgraded import Messages
 from spliffd.counters import LIBRARIES, PROTOCOLS, Region, exchange_slot
 from spliffd.kernel import records
@@ -100,8 +101,7 @@ class Engine:
         self._n_incomplete = index("exchanges_incomplete")
         self._n_gaps, self._n_gap_bytes = index("gaps"), index("gap_bytes")
         self.wants_chunks = False
-        self.tell_unwanted: Callable[[bytes, int, int], None] | None = None
-        """Tells the kernel up to which offsets (sent, received) nobody wants a connection's bytes."""
+        self.unwanted = Unwanted()
         self._claims = Claims(kernel.flows_of)
         self._join = Join(counters, kernel, self._claim)
         self.handshakes = Handshakes(counters, kernel.hello, self._join.look, receiver.handshake)
@@ -172,10 +172,8 @@ class Engine:
                 self._count_gaps(connection)
             if finished:
                 self._finish(connection, finished)
-            if size >= SPARED_CALL and connection.on_body is None and self.tell_unwanted is not None:
-                sent, received = connection.unwanted_rest(direction)
-                if sent or received:
-                    self.tell_unwanted(connection.key, sent, received)
+            if size >= SPARED_CALL and connection.on_body is None:
+                self.unwanted.look(connection, direction)
             if connection.messages:
                 self._messages.take(connection, wanted=self.wants_chunks)
             if connection.state == RAW:
@@ -242,13 +240,11 @@ class Engine:
         """Asks the receiver anew, for every connection, where bodies go."""
         for connection in self.connections.values():
             connection.watch_bodies(self._receiver.on_body(connection))
-            if connection.on_body is not None and any(connection.unwanted) and self.tell_unwanted is not None:
-                self.tell_unwanted(connection.key, 0, 0)
+            self.unwanted.take_back(connection)
 
     def facts_of(self, pid: int, start_ns: int) -> list[ConnectionFacts]:
         """Facts of all live connections of a process."""
-        keys = self._processes.get((pid, start_ns), ())
-        return [self.connections[key].facts for key in keys]
+        return [self.connections[key].facts for key in self._processes.get((pid, start_ns), ())]
 
     def _control(self, ring: mmap.mmap, at: int, kind: int, now: int, start: int) -> None:
         counters = self._counters
@@ -261,7 +257,7 @@ class Engine:
                     self.handshakes.failed(ending, ending.facts.shaking_ns, now, "the process ended")
                 self._close(ending, now)
             return
-        if kind not in (records.HANDSHAKE, records.SOCKET, records.CLOSE, records.EOF, records.FACT):
+        if kind not in records.OF_A_CONNECTION:
             counters.add("tls_records_unknown")
             return
         key = ring[at + _KEY_AT : at + _KEY_END]
@@ -281,6 +277,11 @@ class Engine:
         elif kind == records.SOCKET:
             counters.add("tls_records_socket")
             self.handshakes.settle(connection, now)
+        elif kind == records.SKIPPED:
+            counters.add("tls_records_skipped")
+            self._finish(connection, skipped(connection, ring, at))
+            self._count_gaps(connection)
+            self.around.recent |= {connection} if self.around.wanted else set()
         elif kind == records.EOF:
             self._finish(connection, connection.eof(records.RECEIVED, now))
             self._messages.take(connection, wanted=self.wants_chunks)
@@ -299,8 +300,7 @@ class Engine:
             if 0 <= expected < final:
                 connection.expect[direction] = final
                 self._finish(connection, connection.missing(direction, expected, final, now))
-        if connection.gaps:
-            self._count_gaps(connection)
+        self._count_gaps(connection)
         if conn.flags & _HANDSHAKE == records.CONN_HANDSHAKE_SEEN:
             closed = conn.flags & records.CONN_SOCKET_ENDED
             self.handshakes.failed(connection, conn.handshake_start, now, CLOSED if closed else "")

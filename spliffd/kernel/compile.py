@@ -31,6 +31,7 @@ from spliffd.kernel.btf import Btf, all_offsets
 SOURCES = (
     "demand.bpf.c",
     "placement.bpf.c",
+    "frames.bpf.c",
     "emit.bpf.c",
     "tls.bpf.c",
     "scope.bpf.c",

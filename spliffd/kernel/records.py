@@ -35,7 +35,8 @@ FLAVOURS = {"none": 0, "count": 1, "pointer": 2, "register": 3, "stack": 4, "zer
 COOKIE_ZERO_IS_EOF, COOKIE_KNOWN_ONLY = 1 << 24, 1 << 25
 
 # enum record_kind
-DATA, HANDSHAKE, SOCKET, CLOSE, EXIT, EOF, FACT = range(1, 8)
+DATA, HANDSHAKE, SOCKET, CLOSE, EXIT, EOF, FACT, SKIPPED = range(1, 9)
+OF_A_CONNECTION = (HANDSHAKE, SOCKET, CLOSE, EOF, FACT, SKIPPED)
 # enum direction
 SENT, RECEIVED = 0, 1
 # enum record_flag
@@ -66,6 +67,20 @@ TGID_START = struct.Struct("=I4xQ")
 """At KEY_AT: tgid and start_ns."""
 _CONN = struct.Struct("=IIQQQ QQ16s16sHHBBBB IIII16s QQQ")
 assert _CONN.size == CONN_BYTES
+
+UNWANTED_STREAMS = 4
+_SKIPPED = struct.Struct(f"={UNWANTED_STREAMS}I{UNWANTED_STREAMS}I{UNWANTED_STREAMS}QII")
+SKIPPED_BYTES = _SKIPPED.size
+
+
+def unpack_skipped(buffer: bytes | mmap.mmap, at: int) -> tuple[list[tuple[int, int, int]], int, int]:
+    """Decodes struct skipped: stream, frames, payload of each; bytes left of the last frame, its stream."""
+    numbers = _SKIPPED.unpack_from(buffer, at)
+    n = UNWANTED_STREAMS
+    of_each = zip(numbers[:n], numbers[n : 2 * n], numbers[2 * n : 3 * n], strict=True)
+    parts = [each for each in of_each if each[1] or each[2]]
+    return parts, numbers[-2], numbers[-1]
+
 
 PROCESS_RECORD = struct.Struct("=IIQQIHHHH4x")
 """tgid, ppid, start_ns, time, uid, bytes of exe, cgroup and cmdline behind it, flags."""

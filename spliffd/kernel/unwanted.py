@@ -2,20 +2,25 @@
 
 Takes a connection's key (``records.KEY_AT``), a direction and an offset of its stream; what calls of at least
 ``CALL_BYTES`` move before that offset is then not copied, and the next record's offset shows that it is
-missing. A hint, never a promise: two connections of the same slot take it from each other.
+missing. Or, of HTTP/2, numbers of streams: of calls that move nothing but their data a record tells
+(``records.SKIPPED``). A hint, never a promise: two connections of the same slot take it from each other.
 Layout: struct unwanted in bpf/maps.h.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from spliffd.kernel import bpf
 
 SLOTS = 4096
-ENTRY_BYTES = 32
+ENTRY_BYTES = 64
 CALL_BYTES = 4096
 """UNWANTED_CALL in bpf/maps.h."""
+
+STREAMS = 4
+"""UNWANTED_STREAMS in bpf/events.h."""
 
 _WORDS = ENTRY_BYTES // 8
 _SSL_GENERATION = struct.Struct("=16xQQ")
@@ -37,4 +42,18 @@ class Unwanted:
         words[at + 1] = ssl
         words[at + 2] = sent
         words[at + 3] = received
+        for word in range(at + 4, at + _WORDS):
+            words[word] = 0
+        words[at] = generation
+
+    def streams(self, key: bytes, sent: Sequence[int], received: Sequence[int]) -> None:
+        """Nobody wants the bodies of these streams, ``STREAMS`` numbers each way; 0: none."""
+        ssl, generation = _SSL_GENERATION.unpack(key)
+        slot = ((ssl >> 4) ^ (generation >> 8)) & (SLOTS - 1)
+        words, at = self._words, slot * _WORDS
+        words[at] = 0
+        words[at + 1] = ssl
+        words[at + 2] = words[at + 3] = 0
+        words[at + 4], words[at + 5] = sent[0] | sent[1] << 32, sent[2] | sent[3] << 32
+        words[at + 6], words[at + 7] = received[0] | received[1] << 32, received[2] | received[3] << 32
         words[at] = generation

@@ -31,6 +31,7 @@ from spliffd.protocols import http2_frames as frames
 from spliffd.protocols.http2_frames import HEADER_SIZE, Side, read_header
 from spliffd.protocols.http2_reader import REQUEST, RESPONSE, Reader
 from spliffd.protocols.http2_search import Search
+from spliffd.protocols.http2_unwanted import Skipped, skip, unwanted_stream
 from spliffd.protocols.messages import GAP, TRUNCATED, HttpExchange
 
 __all__ = ["NOTHING", "REQUEST", "RESPONSE", "Http2"]
@@ -72,6 +73,17 @@ class Http2(Reader):
             self._gap_unknown(side, size, left)
         side.offset += size
         return self._finished()
+
+    def unwanted_stream(self, direction: int) -> int:
+        """The stream whose large body is being read, if nothing but its size is of use; else 0."""
+        return unwanted_stream(self._sides[direction])
+
+    def skip(self, direction: int, skipped: Skipped, now: int) -> bool:
+        """DATA frames that nobody wanted were left out here; False: that cannot be what stood here.
+
+        Nothing is lost by that, unless somebody wants bodies by now.
+        """
+        return skip(self._sides[direction], self.streams, skipped, now, wanted=self.on_body is not None)
 
     def eof(self, direction: int, now: int) -> Sequence[HttpExchange]:  # noqa: ARG002 - as in Http1
         """The direction ended properly (close_notify); later bytes of it are garbage."""

@@ -127,6 +127,7 @@ class Side:
         "frame_ns",
         "in_block",
         "is_response",
+        "latest",
         "need",
         "offset",
         "phase",
@@ -154,6 +155,8 @@ class Side:
         # BODY and SKIP
         self.stream: Stream | None = None
         """BODY: whose data this is."""
+        self.latest: Stream | None = None
+        """The stream of the last DATA frame."""
         self.remaining = 0
         """BODY: data bytes left of the frame."""
         self.skip = 0

@@ -162,7 +162,7 @@ class Reader(Blocks):
         if message is not None:
             message.overhead_size += overhead
             message.end_ns = now
-        side.stream = stream
+        side.stream = side.latest = stream
         side.remaining = length
         side.skip = padding
         side.ends_stream = flags & frames.END_STREAM != 0

@@ -92,7 +92,7 @@ def main() -> int:
     looks = Kernel(look, flows_of, Hooked(area.supervisor), tables.hello, glance, tables.sides)
     loop = Loop(
         args.number, ring, armed, control, counters, kernel, tables, looks, flows_of.owners_entered,
-        unwanted.until,
+        unwanted,
     )  # fmt: skip
     gc.collect()
     gc.freeze()  # what was imported never becomes garbage: keep it out of every later collection

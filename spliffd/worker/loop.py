@@ -26,6 +26,7 @@ from spliffd.correlation.flows import Kernel
 from spliffd.correlation.retry import NEVER
 from spliffd.counters import Region
 from spliffd.kernel.ring import Ring
+from spliffd.kernel.unwanted import Unwanted
 from spliffd.protocols.masking import Masker
 from spliffd.worker.flushes import Flushes
 from spliffd.worker.kernel_losses import KernelLosses
@@ -78,7 +79,7 @@ class Loop:
         tables: Tables,
         looks: Kernel,
         owners_entered: Callable[[], None],
-        tell_unwanted: Callable[[bytes, int, int], None],
+        unwanted: Unwanted,
     ) -> None:
         self._number = number
         self._ring = ring
@@ -101,7 +102,8 @@ class Loop:
         self._maker = FrameMaker(self._output, counters, number, self._who.fill, masker)
         self._owners_entered = owners_entered
         self._engine = Engine(self._maker, counters, time.monotonic_ns(), looks)
-        self._engine.tell_unwanted = tell_unwanted
+        self._engine.unwanted.tell_until = unwanted.until
+        self._engine.unwanted.tell_streams = unwanted.streams
         self._running = True
         self._demanded = False
         self._waits = Waits(control, ring.fd)

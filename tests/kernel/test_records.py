@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from spliffd import counters
-from spliffd.kernel import flows, hellos, maps, records
+from spliffd.kernel import flows, hellos, maps, records, unwanted
 from spliffd.kernel.compile import source_folder
 from spliffd.protocols import tls_errors
 
@@ -79,6 +79,9 @@ SIZES = {
     "calls": maps.CALLS_VALUE,
     "conn_key": maps.CONN_KEY,
     "conn_state": maps.CONN_VALUE,
+    "walk": maps.WALK_VALUE,
+    "unwanted": unwanted.ENTRY_BYTES,
+    "skipped": records.SKIPPED_BYTES,
     "flow_key": maps.FLOW_KEY,
     "flow_cookie": maps.FLOW_VALUE,
     "settings": maps.SETTINGS.size,
@@ -96,6 +99,7 @@ ENUMS = {
     "RECORD_EXIT": records.EXIT,
     "RECORD_EOF": records.EOF,
     "RECORD_FACT": records.FACT,
+    "RECORD_SKIPPED": records.SKIPPED,
     "FACT_ALPN": records.FACT_ALPN,
     "FACT_VERIFIED": records.FACT_VERIFIED,
     "FACT_FAILED": records.FACT_FAILED,

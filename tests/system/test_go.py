@@ -18,6 +18,7 @@ from tests.support.shared import lab_of_the_file
 REQUESTS = 211
 SIZE = 9001
 RAW = 101
+LARGE = 4 << 20
 DEPTHS = 211
 """Frames of some 50 bytes: more than a young stack of 8 KiB takes."""
 TOOLCHAINS = golang.toolchains()
@@ -219,6 +220,26 @@ def test_curl_asks_it_over_http2(lab: Lab, daemon: Daemon, program: Program):
             ("http2", 200, "complete")
         }
     watch.stop()
+
+
+def test_large_bodies_that_nobody_wants_keep_their_sizes(lab: Lab, daemon: Daemon, program: Program):
+    """Up and down at once, several streams of a connection at a time."""
+    watch = daemon.watch()
+    before = daemon.stats()["spliff_unwanted_bytes_total"]
+    done = lab.run(program.path, "client", program.url, "5", str(LARGE), "h2", "keep")
+    assert done.returncode == 0, done.stderr.decode()
+    watch.wait_for(2 * 5)
+    watch.settle()
+    watch.stop()
+    spared = daemon.stats()["spliff_unwanted_bytes_total"] - before
+
+    assert watch.losses == []
+    assert {one.completeness.state for one in watch.exchanges} == {"complete"}
+    assert {(one.request.body_size, one.response.body_size) for one in watch.exchanges} == {
+        (LARGE // 4 * 2, 65 + LARGE)
+    }
+    say(f"Go {program.version}: {spared / (2 * 5 * 1.5 * LARGE):.1%} was not copied")
+    assert spared > 0
 
 
 @pytest.mark.parametrize("version", sorted(TOOLCHAINS))

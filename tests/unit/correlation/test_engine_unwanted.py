@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from wire_records import Stage, Tls, get, ok
 
-from spliffd.correlation.connection import SPARED_REST
+from spliffd.correlation.unwanted import SPARED_REST
 from spliffd.kernel import records
+from spliffd.protocols.http2_frames import PREFACE
+from spliffd.protocols.http2_unwanted import LARGE_BODY
 from spliffd.protocols.messages import COMPLETE, GAP
+from tests.unit.protocols.http2_transcripts import GET, OK, Peer, frame
 
 PIECE = 16384
 BODY = SPARED_REST + 4 * PIECE
@@ -18,7 +23,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % BODY
 def stage() -> Stage:
     stage = Stage()
     stage.unwanted = []
-    stage.engine.tell_unwanted = lambda key, sent, received: stage.unwanted.append((sent, received))
+    stage.engine.unwanted.tell_until = lambda key, sent, received: stage.unwanted.append((sent, received))
     return stage
 
 
@@ -95,3 +100,84 @@ def test_a_connection_that_ends_in_it(stage):
     assert stage.count("gaps") == 0
     (exchange,) = stage.told.exchanges
     assert (exchange.state, exchange.response.body_size) == ("aborted", 3 * PIECE)
+
+
+# ---- HTTP/2: whose bodies ------------------------------------------------------------------------------
+
+
+def skipped(tls: Tls, *parts: tuple[int, int, int], left: int, current: int = 1, size: int = 0) -> bytes:
+    """What the kernel says of received data frames that it left out: stream, frames, payload."""
+    rows = [*parts, *[(0, 0, 0)] * (4 - len(parts))]
+    columns = [number for column in zip(*rows, strict=True) for number in column]
+    size = size or sum(9 * part[1] + part[2] for part in parts)
+    return tls.record(
+        records.SKIPPED, records.RECEIVED, struct.pack("=4I4I4QII", *columns, left, current), size=size
+    )
+
+
+@pytest.fixture
+def streams(stage: Stage) -> list:
+    told: list = []
+    stage.engine.unwanted.tell_streams = lambda key, sent, received: told.append((list(sent), list(received)))
+    return told
+
+
+def download(stage: Stage, size: int = LARGE_BODY) -> Tls:
+    tls, up, down = Tls(), Peer(), Peer()
+    stage.handle(tls.sent(PREFACE + frame(4, 0, 0) + up.headers(1, GET, end=True)))
+    stage.handle(tls.received(frame(4, 0, 0) + down.headers(1, OK) + frame(0, 0, 1, bytes(size))))
+    return tls
+
+
+def test_of_http2_the_stream_is_told_and_what_was_left_out_is_no_loss(stage, streams):
+    tls = download(stage)
+    assert streams == [([0] * 4, [1, 0, 0, 0])]
+    stage.handle(skipped(tls, (1, 3, 70000), left=50), tls.received(bytes(50) + frame(0, 1, 1, b"!")))
+
+    (exchange,) = stage.told.exchanges
+    assert (exchange.state, exchange.response.body_size) == (COMPLETE, LARGE_BODY + 70000 + 51)
+    assert (stage.count("gaps"), stage.count("tls_records_skipped")) == (0, 1)
+
+
+def test_a_small_one_is_not_told(stage, streams):
+    download(stage, LARGE_BODY - 1)
+    assert streams == []
+
+
+def test_what_does_not_fit_is_a_gap(stage, streams):
+    tls = download(stage)
+    stage.handle(skipped(tls, (1, 3, 70000), left=50, size=80000), tls.close())
+
+    assert (stage.count("gaps"), stage.count("gap_bytes")) == (1, 80000)
+    assert [each.state for each in stage.told.exchanges] == [GAP]
+
+
+def test_what_is_lost_before_it_is_a_gap(stage, streams):
+    tls = download(stage)
+    tls.lose(records.RECEIVED, 77)
+    stage.handle(skipped(tls, (1, 3, 70000), left=50), tls.close())
+
+    assert stage.count("gap_bytes") == 77 + 70027
+
+
+def test_whoever_comes_for_bodies_takes_it_back(stage, streams):
+    tls = download(stage)
+    stage.told.bodies = []
+    stage.engine.watch_bodies()
+    stage.handle(skipped(tls, (1, 1, 8000), left=0), tls.received(frame(0, 1, 1, b"x" * 8000)))
+
+    assert stage.unwanted == [(0, 0)]
+    assert stage.told.bodies == [(True, b"x" * 8000)]
+    (exchange,) = stage.told.exchanges
+    assert (exchange.state, exchange.missing_bytes, exchange.response.body_size) == (
+        GAP,
+        8000,
+        LARGE_BODY + 16000,
+    )
+
+
+def test_a_record_of_another_connection_s_kind_is_a_gap(stage):
+    tls = begun(stage)
+    stage.handle(skipped(tls, (1, 1, 8000), left=0), tls.close())
+
+    assert stage.count("gap_bytes") == 8009
