@@ -159,7 +159,7 @@ def load(fds: dict[str, int], *, vary: bool) -> int:
     os.environ["BCC_KERNEL_SOURCE"] = str(folder)
     state_fd = bpf.map_create(bpf.MAP_ARRAY, 4, STATE_BYTES, 1, name="bench_state")
     bpf.map_update(state_fd, struct.pack("=I", 0), state(os.getpid()))
-    text = "".join((folder / name).read_text() for name in ("events.h", "maps.h", "common.bpf.h"))
+    text = "".join((folder / name).read_text() for name in ("events.h", "maps.h", "flows.h", "common.bpf.h"))
     text = re.sub(r"MAP\((\d+)\)", lambda found: f"MAP({fds[NUMBERS[int(found[1])]]})", text)
     text = "#include <linux/types.h>\n#include <uapi/linux/ptrace.h>\n" + text.replace("#pragma once", "")
     (path, identity, cookie), (etag,) = places(1), places(0)

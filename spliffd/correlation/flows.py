@@ -1,6 +1,6 @@
 """The join: a finished exchange learns through which interface and packet hook its connection went.
 
-Takes finished exchanges, and a way to look a socket's flow up (struct flow of bpf/maps.h); fills in wire
+Takes finished exchanges, and a way to look a socket's flow up (struct flow of bpf/flows.h); fills in wire
 hook, interface, path and packet counts of the connection's facts, and says which exchanges may leave. One
 whose flow has seen no packet yet waits in the retry queue. A connection whose packets nobody can see (no
 interface has a hook) keeps nobody waiting, and after one exchange has waited in vain the later ones of its

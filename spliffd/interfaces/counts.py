@@ -1,7 +1,7 @@
 """Packets and bytes that the hooks of each interface saw, in a map that the programs add to.
 
 Takes the map's fd; an entry is made before an interface is hooked and removed when it goes, so the programs
-never make one. Each processor adds to its own; reading adds them up. bpf/maps.h: struct interface_count.
+never make one. Each processor adds to its own; reading adds them up. bpf/flows.h: struct interface_count.
 """
 
 from __future__ import annotations

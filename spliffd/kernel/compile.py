@@ -48,7 +48,7 @@ SOURCES = (
     "processes.bpf.c",
     "mapped.bpf.c",
 )
-HEADERS = ("events.h", "maps.h", "common.bpf.h")
+HEADERS = ("events.h", "maps.h", "flows.h", "common.bpf.h")
 PROGRAMS = (
     "tls_enter",
     "tls_exit",

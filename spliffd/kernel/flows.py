@@ -1,4 +1,4 @@
-"""TCP connections as the kernel's programs keep them: struct flow of bpf/maps.h, read and swept.
+"""TCP connections as the kernel's programs keep them: struct flow of bpf/flows.h, read and swept.
 
 Takes the fd of the ``flows`` map; returns ``Flow`` values by socket cookie. Workers look single ones up
 by a read-only fd, the supervisor reads all of them for `spliffctl flows` and removes those that closed a

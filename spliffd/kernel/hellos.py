@@ -1,4 +1,4 @@
-"""How TLS connections began, as the packet programs keep it: struct hello of bpf/maps.h, read by cookie.
+"""How TLS connections began, as the packet programs keep it: struct hello of bpf/flows.h, read by cookie.
 
 Takes the read-only fd of the ``hellos`` map; returns the first bytes of both directions as far as they are
 there without a hole. Entries are made by the programs only; least recently used ones go first.

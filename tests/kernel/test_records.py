@@ -147,7 +147,9 @@ bcc.BPF(text=sys.stdin.read())
 
 def compile_with(assertions: str) -> subprocess.CompletedProcess[str]:
     folder = source_folder()
-    text = "#include <linux/types.h>\n" + (folder / "events.h").read_text() + (folder / "maps.h").read_text()
+    text = "#include <linux/types.h>\n" + "".join(
+        (folder / name).read_text() for name in ("events.h", "maps.h", "flows.h")
+    )
     return subprocess.run(
         [sys.executable, "-c", COMPILE],
         input=text + assertions,
