@@ -11,6 +11,10 @@ import sys
 
 import atheris
 
+from tests.support import pure
+
+pure.sources_only()  # branches are counted in byte code
+
 with atheris.instrument_imports(include=["spliffd"]):
     from spliffd.targets.inspector import inspect_fd
     from spliffd.targets.sites import check, decode_inspection, encode_inspection

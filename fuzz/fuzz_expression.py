@@ -12,14 +12,17 @@ import sys
 
 import atheris
 
+from tests.support import pure
+
+pure.sources_only()  # branches are counted in byte code
+
 with atheris.instrument_imports(include=["spliffd"]):
+    from spliffd import ipc
     from spliffd.api.delivery import Delivery
     from spliffd.api.expression.compiler import Expression
     from spliffd.api.expression.lexer import ExpressionError
     from spliffd.api.expression.regex import RegexError, compile_regex
-
-from spliffd import ipc
-from spliffd.pb import spliff_pb2 as pb
+    from spliffd.pb import spliff_pb2 as pb
 
 TEXTS = ("", "a", "abc", "/users/42?x=1", "AbC-1 \n", "é\u2028")
 

@@ -14,6 +14,10 @@ import sys
 
 import atheris
 
+from tests.support import pure
+
+pure.sources_only()  # branches are counted in byte code
+
 with atheris.instrument_imports(include=["spliffd.protocols", "spliffd.correlation.tls_facts"]):
     from spliffd.correlation.facts import ConnectionFacts
     from spliffd.correlation.tls_facts import learn, why_failed
