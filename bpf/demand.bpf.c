@@ -232,9 +232,13 @@ static __always_inline bool spared(struct conn_state *state, u32 direction, u64 
   state->spared[RECEIVED] = 1;
   if (head == HEAD_REQUEST && direction == SENT)
     state->awaits_response = 1;
+  if (head == HEAD_REQUEST)
+    state->counted = 0;
   if (head == HEAD_RESPONSE) {
     state->awaits_response = 0;
-    count_left_out(state);
+    if (!state->counted) /* else it was when the request was written, and since then less is left out */
+      count_left_out(state);
+    state->counted = 0;
   }
   return true;
 }
@@ -306,9 +310,12 @@ static __always_inline bool left_alone(struct calls *calls, struct conn_key *key
   u32 head = head_at(from, room);
   if (head == HEAD_SWITCH)
     return false;
-  if (head == HEAD_REQUEST && may_upgrade(calls, from, room))
+  if (head == HEAD_REQUEST && may_upgrade(calls, from, room)) {
     state->awaits_response = 1;
-  else if (head == HEAD_REQUEST || head == HEAD_RESPONSE)
+    state->counted = 0;
+  } else if (head == HEAD_REQUEST || head == HEAD_RESPONSE) {
     count_left_out(state);
+    state->counted = head == HEAD_REQUEST;
+  }
   return true;
 }

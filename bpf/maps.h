@@ -302,7 +302,7 @@ struct conn_state {
   u8 spared[2]; /* by direction: something was not delivered since the last record, nobody knows how much */
   u8 awaits_response; /* a client's, left out: the next response has not begun */
   u8 accounted; /* enum accounted: what its flow has been told */
-  u8 pad;
+  u8 counted; /* a client's, left out: the exchange was counted with its request */
   u64 cgroup; /* that was judged as not wanted, for `demand`; 0: none was */
 };
 _Static_assert(__builtin_offsetof(struct conn_state, accounted) == 190, "stages/ledger.py counts on it");

@@ -12,6 +12,7 @@ from spliffd.kernel.maps import (
     DEMAND_RATE,
     DEMAND_SHARE,
     DEMAND_SINCE,
+    SHARE_ALL,
 )
 from spliffd.kernel.unwanted import Unwanted
 from tests.support.dialogue import Dialogue
@@ -191,6 +192,20 @@ def test_of_a_client_that_asks_for_no_other_protocol_requests_are_counted(
 
     assert kernel.said() == []
     assert (asked, kernel.unsampled() - before) == (1, 2)
+
+
+def test_an_exchange_that_was_counted_by_its_request_is_not_counted_again(
+    kernel: Watched, dialogue: Dialogue
+):
+    kernel.share(0)
+    dialogue.client(GET)
+    dialogue.server(OK)
+    dialogue.client(GET)
+    kernel.share(SHARE_ALL)  # from here on all calls are looked at again
+    dialogue.server(OK)
+
+    assert kernel.said() == []
+    assert kernel.unsampled() == 2 * 2
 
 
 def test_interim_responses_are_no_exchanges(kernel: Watched, dialogue: Dialogue):
