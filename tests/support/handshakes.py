@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import Self
 
 from spliffd.pb import spliff_pb2 as pb
 from tests.support.daemon import Watch
 from tests.support.lab import Lab, stop, wait_for
-from tests.support.net import Namespace
+from tests.support.net import Namespace, inside
 from tests.support.oracle import IN_ORDER
 from tests.support.servers import free_port
 
@@ -20,11 +20,15 @@ FIELDS = (
     "tls.handshake.version", "tls.handshake.extension.type",
 )  # fmt: skip
 
+NOBODYS_PORT = 9
+"""discard (RFC 863)"""
+
 
 class Capture:
     """tshark on one interface of a namespace; ``hellos`` is what it has made of it."""
 
     def __init__(self, lab: Lab, namespace: Namespace, interface: str = "lo") -> None:
+        self._namespace = namespace
         self.file = lab.folder / f"capture-{free_port()}.pcap"
         log = self.file.with_suffix(".log")
         with log.open("wb") as output:
@@ -38,10 +42,13 @@ class Capture:
         wait_for(lambda: self.file.exists() and self.file.stat().st_size >= 24, 30, "tshark's file")
 
     def stop(self) -> Self:
-        """Ends it when the file has stopped growing."""
-        size = -1
-        while size != (size := self.file.stat().st_size):
-            time.sleep(0.5)
+        """Ends it when it has written all that came before: a last attempt to connect stands behind it."""
+        with inside(self._namespace), socket.socket() as last:
+            last.bind(("127.0.0.1", 0))
+            port = last.getsockname()[1]
+            last.connect_ex(("127.0.0.1", NOBODYS_PORT))
+        mark = socket.inet_aton("127.0.0.1") * 2 + port.to_bytes(2) + NOBODYS_PORT.to_bytes(2)
+        wait_for(lambda: mark in self.file.read_bytes(), 30, "the last packet")
         stop(self.process)
         return self
 
