@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 from pathlib import Path
 from typing import Self
@@ -11,7 +10,7 @@ from spliffd.pb import spliff_pb2 as pb
 from tests.support.daemon import Watch
 from tests.support.lab import Lab, stop, wait_for
 from tests.support.net import Namespace, inside
-from tests.support.oracle import IN_ORDER
+from tests.support.oracle import IN_ORDER, wait_written
 from tests.support.servers import free_port
 
 FIELDS = (
@@ -42,13 +41,9 @@ class Capture:
         wait_for(lambda: self.file.exists() and self.file.stat().st_size >= 24, 30, "tshark's file")
 
     def stop(self) -> Self:
-        """Ends it when it has written all that came before: a last attempt to connect stands behind it."""
-        with inside(self._namespace), socket.socket() as last:
-            last.bind(("127.0.0.1", 0))
-            port = last.getsockname()[1]
-            last.connect_ex(("127.0.0.1", NOBODYS_PORT))
-        mark = socket.inet_aton("127.0.0.1") * 2 + port.to_bytes(2) + NOBODYS_PORT.to_bytes(2)
-        wait_for(lambda: mark in self.file.read_bytes(), 30, "the last packet")
+        """Ends it when it has written all that came before."""
+        with inside(self._namespace):
+            wait_written(self.file, NOBODYS_PORT)
         stop(self.process)
         return self
 
