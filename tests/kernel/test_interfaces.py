@@ -303,10 +303,15 @@ def test_a_quiet_network_costs_nothing(net, ns):
     with Monitor(ns) as monitor:
         monitor.wait_hooked("d30")
         wait_for(lambda: monitor.counters()["interfaces_TC_tcx"] == 32, what="all on links")
-        time.sleep(0.5)
-        before = cpu_and_switches(monitor.process.pid)
-        time.sleep(3)
-        assert cpu_and_switches(monitor.process.pid) == before
+
+        def nothing_for_three_seconds() -> bool:
+            time.sleep(0.5)
+            before = cpu_and_switches(monitor.process.pid)
+            time.sleep(3)
+            return cpu_and_switches(monitor.process.pid) == before
+
+        # What it still had to do when the last hook was there may be done late.
+        assert any(nothing_for_three_seconds() for _ in range(3))
 
 
 def cpu_and_switches(pid: int) -> tuple[int, ...]:

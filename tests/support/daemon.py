@@ -83,7 +83,7 @@ class Daemon:
 
     def stop(self) -> str:
         """Ends it politely; returns its log, which closes with the statistics block."""
-        code = stop(self.process, 20)
+        code = stop(self.process, 30)
         assert code == 0, f"spliffd ended with {code}:\n{self.text()}"
         return self.text()
 
@@ -208,7 +208,7 @@ class Watch:
     def stop(self) -> None:
         """Ends the stream."""
         self._call.cancel()
-        self._thread.join(5)
+        self._thread.join(30)
 
 
 def json_lines(path: Path) -> Iterator[dict]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from pathlib import Path
 from typing import Self
 
 from spliffd.pb import spliff_pb2 as pb
 from tests.support.daemon import Watch
 from tests.support.lab import Lab, stop, wait_for
-from tests.support.net import Namespace
-from tests.support.oracle import IN_ORDER
+from tests.support.net import Namespace, inside
+from tests.support.oracle import IN_ORDER, wait_written
 from tests.support.servers import free_port
 
 FIELDS = (
@@ -20,11 +19,15 @@ FIELDS = (
     "tls.handshake.version", "tls.handshake.extension.type",
 )  # fmt: skip
 
+NOBODYS_PORT = 9
+"""discard (RFC 863)"""
+
 
 class Capture:
     """tshark on one interface of a namespace; ``hellos`` is what it has made of it."""
 
     def __init__(self, lab: Lab, namespace: Namespace, interface: str = "lo") -> None:
+        self._namespace = namespace
         self.file = lab.folder / f"capture-{free_port()}.pcap"
         log = self.file.with_suffix(".log")
         with log.open("wb") as output:
@@ -38,10 +41,9 @@ class Capture:
         wait_for(lambda: self.file.exists() and self.file.stat().st_size >= 24, 30, "tshark's file")
 
     def stop(self) -> Self:
-        """Ends it when the file has stopped growing."""
-        size = -1
-        while size != (size := self.file.stat().st_size):
-            time.sleep(0.5)
+        """Ends it when it has written all that came before."""
+        with inside(self._namespace):
+            wait_written(self.file, NOBODYS_PORT)
         stop(self.process)
         return self
 

@@ -20,7 +20,7 @@ if spec["source_port"]:
     raw.bind(("", spec["source_port"]))
 for option in spec["ipv6_options"]:
     raw.setsockopt(socket.IPPROTO_IPV6, option, bytes([0, 0, 1, 4, 0, 0, 0, 0]))
-raw.settimeout(20)
+raw.settimeout(60)
 raw.connect(address)
 sock = ssl._create_unverified_context().wrap_socket(raw)
 connection = http.client.HTTPSConnection(spec["host"], spec["port"])
@@ -74,5 +74,5 @@ class KeepAlive:
 
     def close(self) -> None:
         """Ends the connection and the process."""
-        self._process.communicate(timeout=20)
+        self._process.communicate(timeout=60)
         assert self._process.returncode == 0

@@ -8,6 +8,7 @@ probed, let alone read. Leaving the lab ends its processes, by pid, and removes 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -104,18 +105,22 @@ class Lab:
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            pids = self._pids()
-            if not pids:
-                break
-            for pid in pids:  # grandchildren of ours, such as nginx workers of a killed master
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.02)
-        for directory, _, _ in os.walk(self.cgroup, topdown=False):
-            os.rmdir(directory)
+        wait_for(self._emptied, 60, f"an end of {self._pids()}")
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _emptied(self) -> bool:
+        """Whether the cgroup is gone; ends who is left in it."""
+        for pid in self._pids():  # grandchildren of ours, such as nginx workers of a killed master
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            for directory, _, _ in os.walk(self.cgroup, topdown=False):
+                os.rmdir(directory)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False  # whoever is about to end is listed no more, and still in it
+        return True
 
     def _pids(self) -> list[int]:
         found: list[int] = []
@@ -144,12 +149,14 @@ def stop(process: subprocess.Popen[bytes], seconds: float = 10.0) -> int:
 
 
 def wait_for(condition, seconds: float = 30.0, what: str = "condition") -> None:
-    """Polls until ``condition()`` holds."""
+    """Polls until ``condition()`` holds; asks once more when the time is over, which may have passed in one go."""
     deadline = time.monotonic() + seconds
+    over = False
     while not condition():
-        if time.monotonic() > deadline:
+        if over:
             raise TimeoutError(f"{what} not within {seconds} s")
         time.sleep(0.01)
+        over = time.monotonic() > deadline
 
 
 def say(text: str) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.lab import Lab, wait_for
@@ -27,9 +28,6 @@ PLAIN_BODIES = ("media", "data-text-lines", "urlencoded-form")
 IN_ORDER = "tcp.reassemble_out_of_order:TRUE"
 """A sender that moves to the other processor overtakes its own last packet, still in the first one's backlog:
 tshark then leaves out messages unless told to put segments in order (3 of 40 runs)."""
-
-FLUSH_SECONDS = 0.5
-"""dumpcap hands packets on in batches; what it has not yet when it is stopped would be missing."""
 
 
 class Seen(NamedTuple):
@@ -65,9 +63,9 @@ class Oracle:
 
     def stop(self) -> None:
         """Ends the capture; fails if anything was dropped."""
-        time.sleep(FLUSH_SECONDS)
+        wait_written(self._capture, self._ports[0])
         self._dumpcap.send_signal(signal.SIGINT)
-        _, summary = self._dumpcap.communicate(timeout=20)
+        _, summary = self._dumpcap.communicate(timeout=60)
         counts = re.search(rb"received/dropped on interface .*: (\d+)/(\d+) ", summary)
         assert counts is not None, summary
         assert int(counts[2]) == 0, f"the oracle itself lost packets: {summary!r}"
@@ -91,6 +89,17 @@ class Oracle:
         done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=120)
         for line in done.stdout.splitlines():
             yield dict(zip(fields, line.split("\t"), strict=True))
+
+
+def wait_written(capture: Path, port: int) -> None:
+    """Until all packets of before are in a capture: it hands them on in batches. A last connection to ``port``,
+    or the attempt, stands behind them."""
+    with socket.socket() as last:
+        last.bind(("127.0.0.1", 0))
+        mine = last.getsockname()[1]
+        last.connect_ex(("127.0.0.1", port))
+    mark = socket.inet_aton("127.0.0.1") * 2 + mine.to_bytes(2) + port.to_bytes(2)
+    wait_for(lambda: mark in capture.read_bytes(), 30, "the last packet")
 
 
 def _pair(messages: Iterator[dict[str, str]]) -> dict[tuple[int, int], list[Seen]]:

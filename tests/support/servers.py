@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import subprocess
 from pathlib import Path
@@ -44,11 +45,17 @@ http {{
 """
 
 
+PORTS = range(20_000, 32_768)
+"""Below Linux's net.ipv4.ip_local_port_range: no connection that somebody opens meanwhile gets one of these."""
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    for port in random.sample(PORTS, 100):
+        with contextlib.suppress(OSError):  # taken
+            socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True).close()
+            return port
+    raise RuntimeError(f"a hundred ports of {PORTS} are taken")
 
 
 class Nginx:

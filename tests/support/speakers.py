@@ -48,7 +48,7 @@ def private_program(lab: Lab, daemon: Daemon, path: str, *idle: str) -> Path:
     copy = lab.folder / Path(path).name
     shutil.copy(path, copy)
     lab.start(copy, *idle)
-    wait_for(lambda: attached(daemon, copy), 20, f"{copy} attached")
+    wait_for(lambda: attached(daemon, copy), 30, f"{copy} attached")
     return copy
 
 

@@ -11,7 +11,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.support.lab import wait_for
@@ -166,14 +165,12 @@ class WireGuard:
             return
         self.process.terminate()
         try:
-            self.process.wait(5)
+            self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
         self.process = None
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline and self._exists():
-            time.sleep(0.01)
+        wait_for(lambda: not self._exists(), 30, f"{self.name} gone")
 
     def _exists(self) -> bool:
         with contextlib.suppress(RuntimeError):

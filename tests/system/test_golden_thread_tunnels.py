@@ -142,12 +142,17 @@ def test_what_the_client_lists(golden: Stage):
     wait_for(lambda: golden.daemon.stats()["spliff_subscribers"] == 1, 30, "a watcher")
     client = KeepAlive(golden.lab, golden.near, "10.92.0.2", port)
     client.ask("/hello?listed")
-    table, _ = golden.daemon.client("flows", "--interface", "wg0").communicate(timeout=20)
-    lines, _ = golden.daemon.client("flows", "--tls", "-o", "json").communicate(timeout=20)
-    shown, _ = follower.communicate(timeout=20)
+    shown, _ = follower.communicate(timeout=60)  # both ends are known from here on
     near, far = f"10.92.0.1:{client.port}", f"10.92.0.2:{port}"
-    rows = table.decode().splitlines()
-    assert len(rows) == 3, rows
+    rows: list[str] = []
+
+    def flow_at_both_ends() -> bool:
+        table, _ = golden.daemon.client("flows", "--interface", "wg0").communicate(timeout=60)
+        rows[:] = table.decode().splitlines()
+        return len(rows) == 3  # flows of before are closed one after the other
+
+    wait_for(flow_at_both_ends, 30, "one flow at both ends")
+    lines, _ = golden.daemon.client("flows", "--tls", "-o", "json").communicate(timeout=60)
     assert max(map(len, rows)) <= 80, rows
     assert any(f"python3 ({client.pid})" in row and row.endswith(f"{near} → {far}") for row in rows), rows
     assert any("nginx (" in row and row.endswith(f"{far} ← {near}") for row in rows), rows

@@ -88,7 +88,7 @@ def test_a_watcher_that_reconnects_sees_nothing_twice_and_every_gap_announced(
         wait_for(lambda: out.read_text().count('"exchange"') > 10, 30, "the watcher sees")
         if victim == "daemon":
             daemon.process.kill()
-            daemon.process.wait(10)
+            daemon.process.wait(30)
             visitor.more()
             daemon = Daemon(lab, config=disk)
         else:

@@ -113,7 +113,7 @@ def test_node_as_the_server(lab: Lab, daemon: Daemon, server: Nginx):
     port = free_port()
     node = private_program(lab, daemon, "/usr/bin/node", "-e", "setTimeout(() => {}, 100000)")
     lab.start(node, "-e", NODE, port, lab.certificate, lab.key)
-    wait_for(lambda: listening(port), 20, "node listens")
+    wait_for(lambda: listening(port), 30, "node listens")
     daemon.wait_attached()  # to the library that nginx and curl share
     watch = daemon.watch(bodies=True)
     paths = [f"/n/{n}" for n in range(101)]

@@ -97,6 +97,7 @@ def test_redis_is_named_and_shown_at_both_ends(lab: Lab, daemon: Daemon):
     assert done.stdout == b"OK\n"
     wait_for(lambda: sum(b"+OK\r\n" in chunk.data for chunk in chunks(watch)) == 2, 30, "the answers")
     watch.settle(0.3)
+    every.settle(0)
     for one in (watch, every):
         one.stop()
     for role in ("client", "server"):

@@ -35,7 +35,7 @@ class Visitor:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join(30)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -48,14 +48,14 @@ class Visitor:
     def more(self, count: int = 5) -> None:
         """Until so many more were answered."""
         target = len(self.paths) + count
-        wait_for(lambda: len(self.paths) >= target, 20, f"{count} more requests")
+        wait_for(lambda: len(self.paths) >= target, 30, f"{count} more requests")
 
 
 def both_ends(exchanges: list[spliff_pb2.Exchange]) -> Counter[str]:
     return Counter(e.request.path for e in exchanges)
 
 
-def replaced(daemon: Daemon, name: str, old: int, seconds: float = 10.0) -> float:
+def replaced(daemon: Daemon, name: str, old: int, seconds: float = 30.0) -> float:
     """Seconds until another process has the name and works."""
     began = time.monotonic()
 
@@ -83,7 +83,7 @@ def test_a_killed_worker_comes_back_and_the_ring_kept_what_came_meanwhile(lab: L
         visitor.more()
     last = "/hello?last"
     visitor.ask(last)
-    wait_for(lambda: both_ends(watch.exchanges)[last] == 2, 10, "the last exchange at both ends")
+    wait_for(lambda: both_ends(watch.exchanges)[last] == 2, 30, "the last exchange at both ends")
     watch.settle(0.5)
 
     seen = both_ends(watch.exchanges)
@@ -103,25 +103,25 @@ def test_a_worker_that_is_down_for_long_loses_nothing_that_the_ring_holds(lab: L
     server = Nginx(lab)
     daemon.wait_attached()
     watch = daemon.watch()
-    for deaths in range(3):  # the third restart in a row waits for a second
+    for deaths in range(4):  # the fourth restart in a row waits for five seconds
         old = daemon.pids()["worker 0"]
         os.kill(old, signal.SIGKILL)
-        if deaths < 2:
+        if deaths < 3:
             replaced(daemon, "worker 0", old)
-    wait_for(lambda: daemon.pids()["worker 0"] == 0, 1, "the worker is down")
+    wait_for(lambda: daemon.pids()["worker 0"] == 0, 30, "the worker is down")
     paths = [f"/hello?down={n}" for n in range(7)]
     down = []
     for path in paths:
         assert lab.run("curl", "-sk", server.url(path)).returncode == 0
         down.append(daemon.pids()["worker 0"] == 0)
     assert all(down[:3]), "the worker came back too early for this test"
-    wait_for(lambda: all(both_ends(watch.exchanges)[path] == 2 for path in paths), 15, "all from the ring")
+    wait_for(lambda: all(both_ends(watch.exchanges)[path] == 2 for path in paths), 30, "all from the ring")
 
     for exchange in watch.exchanges:
         assert exchange.completeness.state == "complete"
         # Who it was is told although the process ended before the worker came back.
         assert exchange.process.exe, exchange.process.comm
-    assert daemon.stats()["spliff_worker_restarts_total"] == 3
+    assert daemon.stats()["spliff_worker_restarts_total"] == 4
     print(f"{sum(down)} of {len(down)} requests while the worker was down, all seen")
 
 
@@ -135,22 +135,22 @@ def test_a_killed_api_comes_back_and_its_watchers_are_told(lab: Lab, daemon: Dae
     reader.start()
     epoch = daemon.stub().GetInfo(spliff_pb2.GetInfoRequest()).epoch
     client = daemon.client("watch", "--for", "60s")
-    wait_for(lambda: daemon.stats()["spliff_subscribers"] == 2, 10, "both watchers")
+    wait_for(lambda: daemon.stats()["spliff_subscribers"] == 2, 30, "both watchers")
     with Visitor(lab, server) as visitor:
         visitor.more()
         old = daemon.pids()["api"]
         os.kill(old, signal.SIGKILL)
         took = replaced(daemon, "api", old)
-        reader.join(5)
+        reader.join(30)
         visitor.more()
         watch = daemon.watch()
         visitor.more()
     visitor.ask("/hello?after")
-    wait_for(lambda: both_ends(watch.exchanges)["/hello?after"] == 2, 10, "the last exchange at both ends")
+    wait_for(lambda: both_ends(watch.exchanges)["/hello?after"] == 2, 30, "the last exchange at both ends")
     watch.settle(0.5)
 
     assert [error.code() for error in errors] == [grpc.StatusCode.UNAVAILABLE]
-    assert client.wait(10) == 69
+    assert client.wait(30) == 69
     assert client.stderr is not None
     reason = client.stderr.read().decode()
     assert re.search(r"spliffd stopped or was restarted.*run the command again", reason), reason
@@ -293,7 +293,7 @@ def test_the_compiler_has_no_privileges(lab: Lab):
     btf.write_bytes(Path("/sys/kernel/btf/vmlinux").read_bytes() + os.urandom(8))
     daemon = Daemon(lab, wait=False, env={"SPLIFF_BTF": str(btf)})
     checked = 0
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while " ready" not in daemon.text() and time.monotonic() < deadline:
         for pid, line in descendants(daemon.process.pid).items() if daemon.process.poll() is None else ():
             try:

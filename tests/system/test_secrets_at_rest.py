@@ -92,7 +92,7 @@ def test_a_masked_secret_rests_nowhere(lab: Lab):
         assert MARK not in held, f"{os.readlink(f'/proc/{pid}/exe')} {pid} holds a secret"
         del held
 
-    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read()
+    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read()
     assert b"spliff_exchanges_total" in page
     assert MARK not in page
     assert MARK not in daemon.stub().GetStats(spliff_pb2.GetStatsRequest()).SerializeToString()

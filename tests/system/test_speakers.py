@@ -65,7 +65,7 @@ def stage() -> Iterator[Stage]:
         lab.start(lab.folder / "node", "-e", "setTimeout(() => {}, 600000)")
         wanted.append(lab.folder / "node")
         daemon = Daemon(lab)
-        wait_for(lambda: attached(daemon, *wanted), 20, f"all libraries attached\n{daemon.text()}")
+        wait_for(lambda: attached(daemon, *wanted), 60, f"all libraries attached\n{daemon.text()}")
         repository = server.root / "repository.git"
         (repository / "info").mkdir(parents=True)
         (repository / "info" / "refs").write_text(f"{'7' * 40}\trefs/heads/main\n")
@@ -114,7 +114,7 @@ def test_client(stage: Stage, speaker: Speaker):
         process.stdin.write(speaker.say.replace(b"{path}", path.encode()))
         process.stdin.flush()
     with contextlib.suppress(TimeoutError):
-        watch.wait_for(2, 10)
+        watch.wait_for(2)
     process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(3)  # tstclnt stays until the server goes
@@ -142,9 +142,9 @@ def test_server(stage: Stage, speaker: Speaker):
     urls = [f"https://127.0.0.1:{port}{path}"]
     if speaker.again:
         urls.insert(0, f"https://127.0.0.1:{port}/hello?first")
-    said = stage.lab.run("curl", "-skv", "--max-time", "5", *urls)
+    said = stage.lab.run("curl", "-skv", "--max-time", "30", *urls)
     with contextlib.suppress(TimeoutError):
-        watch.wait_for(2 * len(urls), 10)
+        watch.wait_for(2 * len(urls))
     watch.settle(0.3)
     watch.stop()
 

@@ -102,6 +102,7 @@ def test_an_exchange_that_takes_long_is_told_of_once(lab: Lab, daemon: Daemon, u
     stop(client)
     watch.wait_for(2)
     watch.settle(0.3)
+    other.settle(0)
     for one in (watch, other):
         one.stop()
         assert [exchange.request.path for exchange in one.exchanges] == ["/slow", "/slow"]

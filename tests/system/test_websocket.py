@@ -123,7 +123,7 @@ def test_a_filter_on_the_exchange_selects_its_messages(lab: Lab, daemon: Daemon)
 
 def test_spliffctl_shows_them(lab: Lab, daemon: Daemon):
     server = WebSocketServer(lab)
-    client = daemon.client("watch", "-b", "-C", "--comm", "python*", "--for", "20s")
+    client = daemon.client("watch", "-b", "-C", "--comm", "python*", "--for", "60s")
     wait_for(lambda: daemon.stats()["spliff_subscribers"] == 1, 30, "a watcher")
     websocket_client(lab, server.port, [{"text": '{"a": [1, 2]}'}, {"close": [1000, "done"]}])
     lines: list[str] = []

@@ -82,6 +82,7 @@ def test_units_and_containers(lab: Lab, daemon: Daemon, server: Nginx):
         "three": {"containerd", "crio", "podman"},
     }  # fmt: skip
     for name, watch in watches.items():
+        watch.settle(0)  # each has a stream of its own
         assert seen(watch) == wanted.get(name, {name}), name
 
 
@@ -116,6 +117,7 @@ def test_executables_users_and_parents(lab: Lab, daemon: Daemon, server: Nginx):
         "me": {"root", "nobody", "below"},
     }
     for name, watch in watches.items():
+        watch.settle(0)
         assert seen(watch) == wanted[name], name
 
 
