@@ -194,8 +194,8 @@ enum counter {
   COUNTER_FLOW_TABLE_FULL,
   COUNTER_FLOWS_WITHOUT_HOP, /* packets on more interfaces than a flow has hops */
   COUNTER_UNWANTED_BYTES, /* of bodies that nobody wanted: not copied */
-  COUNTER_UNSAMPLED_EXCHANGES, /* responses on unwatched connections that were left out */
-  COUNTER_SHED_EXCHANGES, /* responses on connections that were left out because the ring was nearly full */
+  COUNTER_UNSAMPLED_EXCHANGES, /* exchanges on unwatched connections that were left out, at each end */
+  COUNTER_SHED_EXCHANGES, /* the same on connections that were left out because the ring was nearly full */
   COUNTER_UNJUDGED_CALLS, /* delivered because nobody had judged the process's cgroup yet */
   COUNTER_XDP_OWN,
   COUNTER_XDP_AMBIGUOUS,

@@ -3,7 +3,7 @@
  * Processes that start and end.
  *
  * exec tells the supervisor to look which libraries the process maps, and who it is: one that lives for
- * some milliseconds is gone from /proc before anybody asks. exit frees what the thread or the process held
+ * some milliseconds is gone from /proc before anybody asks. exit frees what the process held
  * and tells the workers that its connections are over (a killed process frees nothing itself). Raw
  * tracepoints: no tracefs is needed.
  */

@@ -68,9 +68,8 @@ def skip(side: Side, streams: StreamTable, skipped: Skipped, now: int, *, wanted
         message = None
         if stream is not None and stream.open:
             message = stream.exchange.response if side.is_response else stream.exchange.request
-        if (
-            stream is None or message is None
-        ):  # reset while the frames were on their way: counted when they begin
+        if stream is None or message is None:
+            # reset while the frames were on their way: they are counted when they begin
             counted = min(side.skip, payload) if stream_id == under and side.phase == frames.SKIP else 0
             more = skipped.left if begun and skipped.current == stream_id else 0
             streams.stray_frames += begun

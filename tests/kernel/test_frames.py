@@ -217,6 +217,47 @@ def test_what_a_full_ring_cannot_tell_waits_and_nothing_overtakes_it(lab: Lab):
             dialogue.close()
 
 
+def test_what_is_smaller_than_the_run_that_waits_does_not_slip_past_it(lab: Lab):
+    with Tracer(lab, ring_mib=1) as tracer:
+        talk, other = Talk(Watched(tracer), Dialogue(lab)), Dialogue(lab)
+        talk.unwanted(1)
+        tracer.read()
+        before = tracer.ring.produced()
+        for _ in range(2):  # read at the client: two records of the same size
+            talk.server(data(1, 5000))
+        other.client(b"begin: it is neither HTTP/1 nor HTTP/2")
+        taken = tracer.ring.produced() - before
+        for size in fitting((1 << 20) - USED_UP - SMALLEST - taken):
+            other.client(b"x" * size)
+        assert tracer.ring.produced() - before == (1 << 20) - USED_UP - SMALLEST
+        ping = frame(6, 0, 0, bytes(8))
+        talk.server(ping)  # its own record would have room, the run's would not
+
+        assert tracer.maps.counters.get("ring_full_data_bytes") == len(ping)
+        assert talk.sent() == []
+        talk.server(ping)
+        assert talk.sent() == [Told(talk.offset, 10018, [(1, 2, 10000)], 0, 1), ping]
+        for dialogue in (talk.dialogue, other):
+            dialogue.close()
+
+
+USED_UP = 8
+"""A ring is full when as much is left."""
+SMALLEST = 8 + records.HEADER_BYTES + 64
+"""What a record of up to 64 bytes takes: 8 less than one that tells a run."""
+
+
+def fitting(room: int) -> list[int]:
+    """Sizes of calls whose records, one at each end, take just so much."""
+    large, middle, small = (2 * (SMALLEST - 64 + most) for most in (16384, 320, 64))
+    sizes = []
+    while room > 3 * large:
+        sizes.append(16384)
+        room -= large
+    many = next(n for n in range(room // middle + 1) if (room - n * middle) % small == 0)
+    return [*sizes, *[320] * many, *[64] * ((room - many * middle) // small)]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_any_frames_cut_anywhere_give_the_same_exchanges(kernel: Watched, dialogue: Dialogue, seed: int):
     dice = random.Random(seed)

@@ -156,9 +156,8 @@ def test_the_forms_of_text(lab: Lab, daemon: Daemon, server: Nginx):
     clients = {name: daemon.client("watch", "--comm", "curl", *options) for name, options in forms.items()}
     clients["count"] = daemon.client("watch", "--comm", "curl", "--count", "1")
     watchers(daemon, len(clients))
-    clients["for"] = daemon.client(
-        "watch", "--comm", "curl", "--for", "8s"
-    )  # begins when the others are there
+    # It begins when the others are there.
+    clients["for"] = daemon.client("watch", "--comm", "curl", "--for", "8s")
     watchers(daemon, len(clients))
     curl = lab.start("curl", "-sk", server.url("/hello"), stdout=subprocess.DEVNULL)
     assert curl.wait(30) == 0

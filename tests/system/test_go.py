@@ -238,8 +238,9 @@ def test_large_bodies_that_nobody_wants_keep_their_sizes(lab: Lab, daemon: Daemo
     assert {(one.request.body_size, one.response.body_size) for one in watch.exchanges} == {
         (LARGE // 4 * 2, 65 + LARGE)
     }
-    say(f"Go {program.version}: {spared / (2 * 5 * 1.5 * LARGE):.1%} was not copied")
-    assert spared > 0
+    share = spared / (2 * 5 * 1.5 * LARGE)
+    say(f"Go {program.version}: {share:.1%} was not copied")
+    assert share > 0.05
 
 
 @pytest.mark.parametrize("version", sorted(TOOLCHAINS))

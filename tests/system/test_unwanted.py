@@ -73,8 +73,9 @@ def test_streams_that_take_turns_keep_their_sizes(lab: Lab, daemon: Daemon, serv
     whole(watch, SEVERAL, 12)
     watch.stop()
 
-    say(f"{(unwanted(daemon) - before) / 12 / SEVERAL:.1%} of six downloads at once were not copied")
-    assert unwanted(daemon) > before
+    share = (unwanted(daemon) - before) / 12 / SEVERAL
+    say(f"{share:.1%} of six downloads at once were not copied")
+    assert share > 0.5
 
 
 def test_with_bodies_all_of_it_is_there(lab: Lab, daemon: Daemon, server: Nginx):

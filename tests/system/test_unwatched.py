@@ -42,9 +42,8 @@ def test_a_worker_that_nobody_waits_for_wakes_up_seldom(lab: Lab, daemon: Daemon
         return int(status.read_text().partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
     before, began, asked = slept(), time.monotonic(), 0
-    while (
-        time.monotonic() - began < SECONDS or asked <= 100 * SECONDS
-    ):  # a slow machine needs longer for so many
+    # A slow machine needs longer for so many.
+    while time.monotonic() - began < SECONDS or asked <= 100 * SECONDS:
         client.ask("/hello")
         asked += 1
         time.sleep(0.001)
