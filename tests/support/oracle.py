@@ -57,7 +57,10 @@ class Oracle:
         wait_for(lambda: self._capture.exists() and self._capture.stat().st_size > 0, 30, "dumpcap")
 
     def exchanges(self) -> dict[tuple[int, int], list[Seen]]:
-        """By (client's port, server's port), in the order of the requests; the witness must be whole."""
+        """By (client's port, server's port), in the order of the requests; the witness must be whole.
+
+        Ports may be used by one connection after another: the kernel begins anew at a random one every 10 s.
+        """
         self.stop()
         return _pair(self._messages())
 
@@ -113,12 +116,11 @@ def _pair(messages: Iterator[dict[str, str]]) -> dict[tuple[int, int], list[Seen
     found: dict[tuple[int, int], list[Seen]] = {}
     for stream, asked in requests.items():
         connection = (int(asked[0]["tcp.srcport"]), int(asked[0]["tcp.dstport"]))
-        assert connection not in found, "ports were used twice"
         answered = responses.get(stream, [])
         assert len(asked) == len(answered), f"the oracle misses messages: {asked} {answered}"
-        found[connection] = [
+        found.setdefault(connection, []).extend(
             _seen(request, response) for request, response in zip(asked, answered, strict=True)
-        ]
+        )
     return found
 
 

@@ -27,10 +27,15 @@ def of_spliff(exchange: spliff_pb2.Exchange) -> Seen:
     return Seen(request.method, request.path, response.status, request.body_size, response.body_size)
 
 
+def begun_ns(exchange: spliff_pb2.Exchange) -> int:
+    """When the request began, in nanoseconds since 1970."""
+    return exchange.start_time_ns
+
+
 def by_connection(exchanges: list[spliff_pb2.Exchange], role: str) -> dict[tuple[int, int], list[Seen]]:
-    """One end's exchanges by (client's port, server's port), in the order of delivery."""
+    """One end's exchanges by (client's port, server's port), in the order of their requests."""
     found: dict[tuple[int, int], list[Seen]] = {}
-    for exchange in exchanges:
+    for exchange in sorted(exchanges, key=begun_ns):
         connection = exchange.connection
         if connection.role == role:
             assert exchange.completeness.state == "complete"
