@@ -233,14 +233,15 @@ static __always_inline u64 cookie_of(struct packet *packet, u64 carried, u64 now
 }
 
 /* Gives the packet to the connection whose end `packet->key` is now, if it is one of ours. A socket that it still
- * carries tells that without the tuple, unless the packet was rewritten on its way or the connection is over. */
+ * carries tells that without the tuple, also when the connection is over (a reset comes behind that), unless the
+ * packet was rewritten on its way: its answers would not be known. */
 static __always_inline u32 claim(void *ctx, bool xdp, u32 hook, bool egress, struct packet *packet, u32 direction,
                                  u32 ifindex, u64 netns_cookie, u32 sender) {
   packet->key.netns_cookie = ifindex == LOOPBACK_IFINDEX ? netns_cookie : ANY_NETNS;
   u64 cookie = !xdp && direction == SENT ? carried_cookie(ctx) : 0;
   u64 now = bpf_ktime_get_ns();
   struct flow *flow = cookie ? bpf_map_lookup_elem(MAP_FLOWS, &cookie) : NULL;
-  if (!flow || flow->closed_ns || !same_tuple(flow, &packet->key)) {
+  if (!flow || !same_tuple(flow, &packet->key)) {
     u32 outcome = PACKET_FORWARDED;
     cookie = cookie_of(packet, cookie, now, &outcome);
     if (!cookie)

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Iterator
 
 import pytest
 
-from spliffd.kernel import flows
+from spliffd.kernel import bpf, flows, netlinks
 from tests.support.flow_tracer import FlowTracer, Peer, connected
-from tests.support.lab import Lab
-from tests.support.net import Namespace, Network
+from tests.support.lab import Lab, wait_for
+from tests.support.net import Namespace, Network, inside
 
 MINE, THEIRS = "10.91.0.1", "10.91.0.2"
+MARKED = 997
+"""Bytes of a call whose packet is rewritten."""
+REWRITE = b"".join(
+    struct.pack("<BBhi", *instruction)
+    for instruction in (
+        (0x61, 0x12, 0, 0),  # r2 = skb->len
+        (0x55, 0x02, 7, 14 + 20 + 32 + MARKED),  # another size: let it pass
+        (0x7A, 0x0A, -8, 0x0100),  # stack: port 1, as it is on the wire
+        (0xB7, 0x02, 0, 14 + 20 + 2),  # the destination port
+        (0xBF, 0xA3, 0, 0),
+        (0x07, 0x03, 0, -8),
+        (0xB7, 0x04, 0, 2),
+        (0xB7, 0x05, 0, 0),
+        (0x85, 0x00, 0, 9),  # bpf_skb_store_bytes
+        (0xB7, 0x00, 0, -1),  # the next program decides
+        (0x95, 0x00, 0, 0),
+    )
+)
+"""A program for TC that sends packets of one size to another port, by include/uapi/linux/bpf.h."""
 NONE = "10.94.0.1/32"
 """For an end that becomes a port of a bridge, which takes its address away."""
 
@@ -50,6 +71,47 @@ def test_loopback_counts_each_packet_once_for_each_end(lab: Lab, network: Networ
         assert theirs.packets_sent == mine.packets_received - 1  # nor the SYN-ACK
         assert theirs.bytes_sent > 20011
         assert tracer.counted("cookie_misses", "tc_ambiguous") == [0, 0]
+
+
+def test_the_reset_of_a_closed_socket_is_its_own(lab: Lab, network: Network):
+    """A socket that is closed with bytes unread is closed first and resets then (RFC 2525, 2.17)."""
+    place = network.namespace()
+    with FlowTracer(lab, place) as tracer:
+        tracer.hook(place, "lo")
+        client, server = connected(lab, place, "127.0.0.1")
+        talk(client, server, 101, 103)
+        server.does("send 107")
+        before, (heard,) = hops(tracer, client)[1], hops(tracer, server).values()
+        client.does("close")
+
+        wait_for(lambda: hops(tracer, server)[1].packets_received > heard.packets_received, 30, "the reset")
+        flow = tracer.flow(client)
+        assert flow is not None
+        assert flow.closed_ns
+        assert hops(tracer, client)[1].packets_sent == before.packets_sent + 1
+
+
+def test_what_was_rewritten_on_its_way_is_not_counted(lab: Lab, network: Network):
+    """Address translation takes place before our hook: what comes back would not be known, so neither way is."""
+    place, far = network.namespace(), network.namespace()
+    network.pair(place, far)
+    with FlowTracer(lab, place) as tracer:
+        tracer.hook(place, "eth0")
+        with inside(place):  # what is hooked last runs first
+            rewrite = netlinks.tcx_link(
+                bpf.prog_load(bpf.PROG_SCHED_CLS, REWRITE, "rewrite"), place.index("eth0"), egress=True
+            )
+        server = Peer(lab, far, "server", THEIRS)
+        client = Peer(lab, place, "client", THEIRS, server.port)
+        server.joined()
+        talk(client, server, 101, 103)
+        before, (own,) = hops(tracer, client), tracer.counted("tc_own")
+        client.does(f"send {MARKED}")
+
+        wait_for(lambda: tracer.counted("tc_foreign", "tc_forwarded") != [0, 0], 30, "the packet")
+        assert hops(tracer, client) == before
+        assert tracer.counted("tc_own") == [own]
+    os.close(rewrite)
 
 
 def test_an_older_connection_misses_until_it_is_seeded(lab: Lab, network: Network):

@@ -139,6 +139,27 @@ def test_of_http2_the_stream_is_told_and_what_was_left_out_is_no_loss(stage, str
     assert (stage.count("gaps"), stage.count("tls_records_skipped")) == (0, 1)
 
 
+def test_a_stream_that_is_over_gives_its_place_to_another(stage, streams):
+    tls, up, down = Tls(), Peer(), Peer()
+    stage.handle(tls.sent(PREFACE + frame(4, 0, 0)), tls.received(frame(4, 0, 0)))
+    for number in (1, 3, 5, 7, 9):
+        stage.handle(tls.sent(up.headers(number, GET, end=True)))
+        stage.handle(tls.received(down.headers(number, OK) + frame(0, 0, number, bytes(LARGE_BODY))))
+        if number == 3:
+            stage.handle(tls.received(frame(0, 1, 3, b"!")))
+
+    assert [received for _, received in streams] == [
+        [1, 0, 0, 0],
+        [1, 3, 0, 0],
+        [1, 5, 0, 0],
+        [1, 5, 7, 0],
+        [1, 5, 7, 9],
+    ]
+    stage.handle(tls.sent(up.headers(11, GET, end=True)))
+    stage.handle(tls.received(down.headers(11, OK) + frame(0, 0, 11, bytes(LARGE_BODY))))
+    assert len(streams) == 5  # all places are taken
+
+
 def test_a_small_one_is_not_told(stage, streams):
     download(stage, LARGE_BODY - 1)
     assert streams == []
