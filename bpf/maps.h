@@ -224,7 +224,8 @@ struct call {
   u64 count_at; /* where the count will be (FLAVOUR_POINTER) */
   u64 start;
   u32 room; /* low half of the length given: 0 means that nothing was asked for */
-  u16 op;
+  u8 op;
+  u8 named; /* its connection's socket is known, seen by an operation inside this call */
   u16 library;
 };
 

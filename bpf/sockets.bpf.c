@@ -82,9 +82,15 @@ static __always_inline void observe(struct sock *sk, s32 length, bool typed, u32
     if (i >= calls->depth)
       break;
     struct call *call = call_at(calls, i);
-    struct conn_state *state = conn_of(calls, id, call->ssl, call->library);
-    if (!state || state->conn.method == METHOD_NESTED)
+    if (call->named)
       continue;
+    struct conn_state *state = conn_of(calls, id, call->ssl, call->library);
+    if (!state)
+      continue;
+    if (state->conn.method == METHOD_NESTED) {
+      call->named = 1;
+      continue;
+    }
     u64 cookie = typed ? bpf_get_socket_cookie(sk) : read_u64((u64)sk, OFF_sk_cookie);
     /* A call-back of a program with memory BIOs may use another socket inside the TLS call (node). */
     struct conn_key key;
@@ -124,6 +130,8 @@ int socket_sent(u64 *ctx) {
 }
 
 int socket_received(u64 *ctx) {
+  if ((s32)ctx[1] < 0) /* nothing came: it names nothing */
+    return 0;
   socket_ended((s32)ctx[1]);
   observe((struct sock *)ctx[0], (s32)ctx[1], true, RECEIVED);
   return 0;

@@ -146,6 +146,7 @@ static __always_inline bool entered(struct pt_regs *ctx) {
   call->start = bpf_ktime_get_ns();
   call->room = PT_REGS_PARM3(ctx);
   call->op = op;
+  call->named = 0;
   call->library = (cookie >> 16) & 0xff;
   calls->depth = depth + 1;
   if (op >= OP_HANDSHAKE && op <= OP_ACCEPT) {

@@ -28,9 +28,9 @@ def _padded(value: int, size: int) -> bytes:
     return bytes([*low, value >> 7 * (size - 1)])
 
 
-_ITEMS = Field(pb.WatchResponse, "items").tag
-_EXCHANGE = Field(pb.Item, "exchange").tag
-_ID = Field(pb.Exchange, "id").tag
+_ITEMS: Final = Field(pb.WatchResponse, "items").tag
+_EXCHANGE: Final = Field(pb.Item, "exchange").tag
+_ID: Final = Field(pb.Exchange, "id").tag
 
 BLANK: Final = _ID + _padded(0, ID_BYTES)
 """What ends every entry, before it has its id."""
@@ -45,8 +45,8 @@ def _head(size: int) -> bytes:
     return _ITEMS + varint(len(inner) + size) + inner
 
 
-_HEADS = [_head(size) for size in range(_KNOWN)]
-_SHORTEST = len(_head(0)) + len(BLANK)
+_HEADS: Final = [_head(size) for size in range(_KNOWN)]
+_SHORTEST: Final = len(_head(0)) + len(BLANK)
 
 
 def _content_size(size: int) -> int:
@@ -65,8 +65,8 @@ def _size_of_length(size: int) -> int:
     return 5
 
 
-_PUT = struct.Struct("<HIB").pack_into
-_NO_SUMMARY = ipc.encode(ipc.UNKNOWN)
+_PUT: Final = struct.Struct("<HIB").pack_into
+_NO_SUMMARY: Final = ipc.encode(ipc.UNKNOWN)
 
 
 class Writer:
@@ -256,4 +256,4 @@ def _between(data: bytes, start: int, end: int) -> bytes:
     return data[start:end] if start < end else b""
 
 
-_END = struct.Struct("=I").unpack_from
+_END: Final = struct.Struct("=I").unpack_from

@@ -8,7 +8,7 @@ for watchers who may see it (``reveal``).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError, Message
 
@@ -17,7 +17,7 @@ from spliffd.api import wire
 from spliffd.api.mask import Mask
 from spliffd.pb import spliff_pb2 as pb
 
-KINDS: dict[int, str] = {
+KINDS: Final[dict[int, str]] = {
     ipc.EXCHANGE: "exchange",
     ipc.HANDSHAKE: "handshake",
     ipc.MESSAGE: "message",
@@ -27,7 +27,7 @@ KINDS: dict[int, str] = {
 }
 """Frame kinds to fields of ``Item``; losses take another way."""
 
-MESSAGES: dict[int, type[Message]] = {
+MESSAGES: Final[dict[int, type[Message]]] = {
     ipc.EXCHANGE: pb.Exchange,
     ipc.HANDSHAKE: pb.Handshake,
     ipc.MESSAGE: pb.Message,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from spliffd import ipc
 from spliffd.api.delivery import Delivery
@@ -21,14 +21,14 @@ from spliffd.config import History as Settings
 from spliffd.entries import Entries
 from spliffd.pb import spliff_pb2 as pb
 
-RECORD_OVERHEAD = 500
+RECORD_OVERHEAD: Final = 500
 """Memory of a record beyond its bytes: a frame, its numbers, two bytes objects and what the allocator wastes
 between them."""
 
-NUMBERS_OVERHEAD = 64
+NUMBERS_OVERHEAD: Final = 64
 """Memory of one of many that came together, beyond its bytes: where it ends, and whose it is."""
 
-GONE = 1024
+GONE: Final = 1024
 """Places of blocks that gave way before their list is cut: seldom, for it costs a copy of the rest."""
 
 

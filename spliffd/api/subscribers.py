@@ -3,7 +3,8 @@
 Takes deliveries, returns whole ``WatchResponse`` messages as bytes. The bound covers what waits and
 what is being written, so a client that never reads costs its bound and not a byte more, and never slows
 anybody else. Near the bound bodies are shed, at the bound items are dropped; each loss is told in the
-next message. Writes at once after a pause, else at most every ``FLUSH_INTERVAL`` or when much waits.
+next message. Writes at once after a pause, else when much waits or at most every ``FLUSH_INTERVAL``, while
+many items come every ``BUSY_INTERVAL``.
 
 No timer runs while nothing happens. Knows nothing of gRPC: the service awaits ``next`` and writes.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from typing import Final
 
 from spliffd import ipc
 from spliffd.api import wire
@@ -27,25 +29,30 @@ FLUSH_INTERVAL = 0.005
 """Seconds between two writes under load: the cost of a write is shared by what came meanwhile, and
 latency stays at human speed. After a longer pause the first item goes at once."""
 
-FLUSH_ITEMS = 1024
-FLUSH_BYTES = 1 << 20
+BUSY_INTERVAL: Final = 0.010
+BUSY_ITEMS: Final = 64
+"""The same behind a message of as many items, at some 10,000/s: a write wakes three threads here and the
+watcher, whatever is in it."""
+
+FLUSH_ITEMS: Final = 1024
+FLUSH_BYTES: Final = 1 << 20
 """What is worth a write before the interval is over; half of the queue is, too."""
 
 MESSAGE_BYTES = 5 << 19
 """A message is this long and one item (a datagram's 1 MiB) more at most: gRPC clients accept 4 MiB. The event
 loop writes one of them in a turn, so under load they must hold what comes in a turn, and more."""
 
-ITEM_OVERHEAD = 64
+ITEM_OVERHEAD: Final = 64
 """Memory of an entry beyond its bytes: object header and place in the queue."""
 
-BODY_SHARE = 0.75
+BODY_SHARE: Final = 0.75
 """Part of the queue that may be filled with entries that carry bodies; the rest is for the others,
 so that bodies go first."""
 
 MAX_PARTS = 4096
 """Unfinished exchanges of which parts were sent; beyond it the oldest is discarded, and told."""
 
-MARKS_BYTES = 4096
+MARKS_BYTES: Final = 4096
 """Room beyond the bound, so that a Flushed finds some in a queue that is full: some 60 of them."""
 
 MAX_LOSS_KINDS = 64
@@ -96,6 +103,8 @@ class Subscriber:
         self._waiter: asyncio.Future[None] | None = None
         self._wake_at = 1
         self._last_write = float("-inf")
+        self._busy = False
+        """Whether the last message held many items."""
         self._flush_bytes = min(FLUSH_BYTES, wishes.queue_bytes // 2)
         self._closing = False
         self._owner = -1 if wishes.owner is None else wishes.owner
@@ -311,7 +320,7 @@ class Subscriber:
             if self._closing:
                 return None
             await self._wait(1, None)
-        due = self._last_write + FLUSH_INTERVAL
+        due = self._last_write + (BUSY_INTERVAL if self._busy else FLUSH_INTERVAL)
         if loop.time() < due and not self._closing:
             self._wake_at = FLUSH_ITEMS
             if not self._is_worth_waking():
@@ -349,6 +358,7 @@ class Subscriber:
                 self._items -= together.popleft() if isinstance(piece, bytearray) else 1
                 size += len(piece) + ITEM_OVERHEAD
             self._writing = size
+        self._busy = before - self._items >= BUSY_ITEMS
         self._region.add("items_delivered", before - self._items)
         self._region.add("batches_sent")
         return b"".join(told + pieces)

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from typing import Final
 
 from google.protobuf.descriptor import Descriptor
 
 from spliffd.pb import spliff_pb2 as pb
 
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+VARINT: Final = 0
+FIXED64: Final = 1
+LENGTH: Final = 2
+FIXED32: Final = 5
 """Wire types (protobuf.dev, "Encoding", "Message Structure"); groups do not occur in proto3."""
 
 
@@ -46,32 +50,32 @@ def tag(message: Descriptor, field: str) -> bytes:
     return varint(described.number << 3 | (VARINT if described.cpp_type in numbers else LENGTH))
 
 
-_EXCHANGE = pb.Exchange.DESCRIPTOR
-_ITEM = pb.Item.DESCRIPTOR
+_EXCHANGE: Final = pb.Exchange.DESCRIPTOR
+_ITEM: Final = pb.Item.DESCRIPTOR
 
-ITEMS_TAG = tag(pb.WatchResponse.DESCRIPTOR, "items")
-ID_TAG = tag(_EXCHANGE, "id")
-PART_KEY_TAG = tag(_EXCHANGE, "part_key")
-_OF_EXCHANGE_TAG = tag(pb.Message.DESCRIPTOR, "exchange_part_key")
-KIND_TAGS: dict[str, bytes] = {field.name: tag(_ITEM, field.name) for field in _ITEM.fields}
-_COMPLETENESS_TAG = tag(_EXCHANGE, "completeness")
-_NOT_SENT_TAG = tag(pb.Completeness.DESCRIPTOR, "body_not_sent")
-_REQUEST_TAGS = (
+ITEMS_TAG: Final = tag(pb.WatchResponse.DESCRIPTOR, "items")
+ID_TAG: Final = tag(_EXCHANGE, "id")
+PART_KEY_TAG: Final = tag(_EXCHANGE, "part_key")
+_OF_EXCHANGE_TAG: Final = tag(pb.Message.DESCRIPTOR, "exchange_part_key")
+KIND_TAGS: Final[dict[str, bytes]] = {field.name: tag(_ITEM, field.name) for field in _ITEM.fields}
+_COMPLETENESS_TAG: Final = tag(_EXCHANGE, "completeness")
+_NOT_SENT_TAG: Final = tag(pb.Completeness.DESCRIPTOR, "body_not_sent")
+_REQUEST_TAGS: Final = (
     tag(_EXCHANGE, "request"),
     tag(pb.Request.DESCRIPTOR, "body"),
     tag(pb.Request.DESCRIPTOR, "body_offset"),
 )
-_RESPONSE_TAGS = (
+_RESPONSE_TAGS: Final = (
     tag(_EXCHANGE, "response"),
     tag(pb.Response.DESCRIPTOR, "body"),
     tag(pb.Response.DESCRIPTOR, "body_offset"),
 )
-_PROGRESS_TAG = tag(pb.Progress.DESCRIPTOR, "exchange")
-DATA_FIELDS: dict[str, int] = {
+_PROGRESS_TAG: Final = tag(pb.Progress.DESCRIPTOR, "exchange")
+DATA_FIELDS: Final[dict[str, int]] = {
     "message": pb.Message.DESCRIPTOR.fields_by_name["data"].number,
     "chunk": pb.Chunk.DESCRIPTOR.fields_by_name["data"].number,
 }
-DATA_TAGS: dict[str, bytes] = {
+DATA_TAGS: Final[dict[str, bytes]] = {
     "message": tag(pb.Message.DESCRIPTOR, "data"),
     "chunk": tag(pb.Chunk.DESCRIPTOR, "data"),
 }
@@ -86,7 +90,7 @@ def entry(kind: str, *pieces: bytes) -> bytes:
     return b"".join((ITEMS_TAG, varint(len(head) + size), head, *pieces))
 
 
-_HIDING_KEY = os.urandom(16)
+_HIDING_KEY: Final = os.urandom(16)
 """Part keys count what all users do; who may know of one of them only gets them hashed by this."""
 
 

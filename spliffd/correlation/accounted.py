@@ -37,7 +37,7 @@ ALERT_RECORDS: Final = (11, 19)
 """Of an alert in TLS 1.3."""
 
 
-_known: dict[tuple[str, str], int] = {}
+_known: Final[dict[tuple[str, str], int]] = {}
 
 
 def overhead(version: str, cipher: str) -> int:

@@ -25,7 +25,9 @@ FlowsOf = Callable[[int, int, str], Sequence[tuple[int, Flow]] | None]
 """Flows by cookie of a process (tgid), read no earlier than a time (ktime), for a TLS connection of a role;
 None: not now, ask again."""
 
-NOTHING, PERHAPS, GIVEN = range(3)
+NOTHING: Final = 0
+PERHAPS: Final = 1
+GIVEN: Final = 2
 """No flow can be this connection's; one may be later; it has one."""
 
 TIMING: Final = "PROCESS_TIMING"

@@ -11,6 +11,7 @@ Does no I/O, reads no clock, never raises on any bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.protocols import detect, http2_detect
@@ -23,14 +24,19 @@ from spliffd.protocols.websocket import WebSocket
 from spliffd.protocols.websocket_deflate import EXTENSIONS, negotiated
 from spliffd.protocols.websocket_message import Room, WebSocketMessage
 
-UNDECIDED, HTTP1, RAW, HTTP2, WEBSOCKET = 0, 1, 2, 3, 4
-SENT, RECEIVED = 0, 1
+UNDECIDED: Final = 0
+HTTP1: Final = 1
+RAW: Final = 2
+HTTP2: Final = 3
+WEBSOCKET: Final = 4
+SENT: Final = 0
+RECEIVED: Final = 1
 
-UNDECIDED_BYTES = 256
+UNDECIDED_BYTES: Final = 256
 """The longest method and enough of a target to tell HTTP from others; detection decides far earlier."""
 
-NOTHING: Sequence[HttpExchange] = ()
-NO_BYTES: Sequence[tuple[int, int, bytes]] = ()
+NOTHING: Final[Sequence[HttpExchange]] = ()
+NO_BYTES: Final[Sequence[tuple[int, int, bytes]]] = ()
 
 OnBody = Callable[[HttpExchange, bool, bytes], None]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from spliffd.correlation.claims import Claims
 from spliffd.correlation.connection import NO_BYTES, RAW, Connection, OnBody, protocol_of
@@ -33,13 +33,16 @@ from spliffd.protocols.websocket_message import Room, WebSocketMessage
 MAX_CONNECTIONS = 16384
 """Live connections: about 3 KiB each, 48 MiB at the bound. The oldest goes first, and is counted."""
 
-_HEAD = records.HEAD.unpack_from
-_WHOLE = records.WHOLE.unpack_from
-_KEY_AT, _KEY_END = records.KEY_AT, records.KEY_AT + records.KEY_BYTES
-_METHOD_AT = records.METHOD_AT
-_PAYLOAD = records.HEADER_BYTES
-_WORD = (1 << 64) - 1
-_HANDSHAKE = records.CONN_HANDSHAKE_SEEN | records.CONN_HANDSHAKE_DONE | records.CONN_HANDSHAKE_FAILED
+_HEAD: Final = records.HEAD.unpack_from
+_WHOLE: Final = records.WHOLE.unpack_from
+_KEY_AT: Final = records.KEY_AT
+_KEY_END: Final = records.KEY_AT + records.KEY_BYTES
+_METHOD_AT: Final = records.METHOD_AT
+_PAYLOAD: Final = records.HEADER_BYTES
+_DATA: Final = records.DATA
+_FLAGS_SPARED: Final = records.FLAGS_SPARED
+_WORD: Final = (1 << 64) - 1
+_HANDSHAKE: Final = records.CONN_HANDSHAKE_SEEN | records.CONN_HANDSHAKE_DONE | records.CONN_HANDSHAKE_FAILED
 
 
 Piece = tuple[Connection, int, int, bytes, int, int, int]
@@ -129,7 +132,7 @@ class Engine:
         pieces: list[Piece] = []
         for at in positions:
             kind, direction, flags, captured, end, offset, size, start, key, method = _WHOLE(ring, at)
-            if kind != records.DATA:
+            if kind != _DATA:
                 self._parse(pieces)
                 pieces = []
                 self._control(ring, at, kind, end, start)
@@ -142,7 +145,7 @@ class Engine:
             elif connection.method != method:
                 self._socket(connection, ring, at)
                 self.handshakes.settle(connection, end)
-            if flags & records.FLAGS_SPARED:
+            if flags & _FLAGS_SPARED:
                 self._parse(pieces)
                 pieces = []
                 self._finish(connection, connection.spare(direction & 1, offset, end))

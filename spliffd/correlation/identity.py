@@ -6,11 +6,13 @@ stays "" or 0. Does no I/O.
 
 from __future__ import annotations
 
+from typing import Final
+
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.counters import LIBRARIES, METHODS
 from spliffd.kernel import records
 
-_HANDSHAKE = records.CONN_HANDSHAKE_SEEN | records.CONN_HANDSHAKE_DONE | records.CONN_HANDSHAKE_FAILED
+_HANDSHAKE: Final = records.CONN_HANDSHAKE_SEEN | records.CONN_HANDSHAKE_DONE | records.CONN_HANDSHAKE_FAILED
 
 
 def first_facts(conn: records.Conn) -> ConnectionFacts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from spliffd.correlation.connection import HTTP1, NOTHING, Connection
 from spliffd.kernel import records
@@ -17,7 +18,7 @@ from spliffd.protocols.http1 import REQUEST, RESPONSE
 from spliffd.protocols.http2_unwanted import Part, Skipped
 from spliffd.protocols.messages import HttpExchange
 
-SPARED_REST = 256 << 10
+SPARED_REST: Final = 256 << 10
 """Rest of a body that is worth telling that nobody wants it: what comes until the kernel knows is copied."""
 
 

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import mmap
 import platform
+from typing import Final
 
-_BUSY = 0x80000000
-_DISCARD = 0x40000000
-_LENGTH = 0x3FFFFFFF
-_HEADER = 8
+_BUSY: Final = 0x80000000
+_DISCARD: Final = 0x40000000
+_LENGTH: Final = 0x3FFFFFFF
+_HEADER: Final = 8
 
-WRAP_BYTES = (256 + 16) << 10
+WRAP_BYTES: Final = (256 + 16) << 10
 """More than the largest record (256 KiB of payload and its headers), in whole pages; a test compares it with
 the sizes in bpf/emit.bpf.c."""
 

@@ -261,7 +261,7 @@ Global___StatusRange: _TypeAlias = StatusRange  # noqa: Y015
 
 @_typing.final
 class WatchResponse(_message.Message):
-    """One batch; a watcher gets at most one about every 5 ms."""
+    """One batch; a watcher gets at most one about every 5 ms, or 10 while many come."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -27,19 +27,19 @@ has a word, a space, a slash and 200 printable bytes more in its first line."""
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """RFC 9113 section 3.4."""
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-_REQUEST_LINE = re.compile(
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_REQUEST_LINE: Final = re.compile(
     rb"[\r\n]{0,4}" + _TOKEN + rb"{1,24} "
     rb"(?:/[^\x00-\x1f\x7f]*|\*|[A-Za-z][A-Za-z0-9+.\-]*://[^\x00-\x20\x7f]+|[^\x00-\x20\x7f/]+:[0-9]{1,5})"
     rb" +HTTP/1\.[0-9][ \t]*\r?\n"
 )
-_REQUEST_BEGUN = re.compile(
+_REQUEST_BEGUN: Final = re.compile(
     rb"[\r\n]{0,4}(?:" + _TOKEN + rb"{1,24}(?: (?:/[^\x00-\x1f\x7f]*|\*[ HTP/1.0-9]*"
     rb"|[A-Za-z][A-Za-z0-9+.\-]*(?::(?:/(?:/[^\x00-\x1f\x7f]*)?)?)?"
     rb"|[^\x00-\x20\x7f/]+(?::[0-9]{0,5}(?: [HTP/1.0-9]*)?)?)?)?)?\r?"
 )
-_STATUS_LINE = re.compile(rb"[\r\n]{0,4}HTTP/1\.[0-9] [1-9][0-9]{2}(?: |\r?\n)")
-_STATUS_BEGUN = re.compile(
+_STATUS_LINE: Final = re.compile(rb"[\r\n]{0,4}HTTP/1\.[0-9] [1-9][0-9]{2}(?: |\r?\n)")
+_STATUS_BEGUN: Final = re.compile(
     rb"[\r\n]{0,4}(?:H|HT|HTT|HTTP|HTTP/|HTTP/1|HTTP/1\.|HTTP/1\.[0-9]|HTTP/1\.[0-9] |"
     rb"HTTP/1\.[0-9] [1-9]|HTTP/1\.[0-9] [1-9][0-9]|HTTP/1\.[0-9] [1-9][0-9][0-9]\r?)?"
 )

@@ -41,7 +41,7 @@ class Block:
         self.message = b""
 
 
-_known: dict[bytes, Block] = {}
+_known: Final[dict[bytes, Block]] = {}
 _misses = 0
 _pause = 0
 

@@ -40,8 +40,15 @@ MAX_NAMES: Final = 4096
 MAX_NAME: Final = 64
 """Longest field name remembered, so that the table stays below half a MiB."""
 
-_PLAIN, _HOST, _LENGTH, _CODING, _TYPE, _ENCODING, _UPGRADE, _NEW = range(8)
-_INTERESTING = {
+_PLAIN: Final = 0
+_HOST: Final = 1
+_LENGTH: Final = 2
+_CODING: Final = 3
+_TYPE: Final = 4
+_ENCODING: Final = 5
+_UPGRADE: Final = 6
+_NEW: Final = 7
+_INTERESTING: Final = {
     b"host": _HOST,
     b"content-length": _LENGTH,
     b"transfer-encoding": _CODING,
@@ -49,11 +56,11 @@ _INTERESTING = {
     b"content-encoding": _ENCODING,
     b"upgrade": _UPGRADE,
 }
-_BLANK = b" \t"
-_names: dict[bytes, int] = {}
+_BLANK: Final = b" \t"
+_names: Final[dict[bytes, int]] = {}
 
 # Finds every line that matters to framing. The groups hold the usual forms; an empty match is an unusual one.
-_FRAMING = re.compile(
+_FRAMING: Final = re.compile(
     rb"\n(?=[cCtTuU \t\n])(?:"
     rb"content-length[ \t]*:[ \t]*([0-9]{1,18})[ \t]*\r?(?=\n)|"
     rb"(transfer-encoding[ \t]*:[ \t]*chunked)[ \t]*\r?(?=\n)|"

@@ -19,18 +19,18 @@ MAX_STATUS_LINE: Final = 64
 """Longest status line remembered."""
 
 # A method: at most 24 characters, because the longest registered one (UPDATEREDIRECTREF) has 17.
-TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,24}")
-_STATUS_LINE = re.compile(rb"HTTP/(1\.[0-9]) ([1-9][0-9]{2})(?: ([^\n]*))?")
-_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(.*)", re.DOTALL)
+TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,24}")
+_STATUS_LINE: Final = re.compile(rb"HTTP/(1\.[0-9]) ([1-9][0-9]{2})(?: ([^\n]*))?")
+_ABSOLUTE: Final = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(.*)", re.DOTALL)
 
-_VERSIONS = {
+_VERSIONS: Final = {
     b"HTTP/1.%d%b" % (minor, end): f"1.{minor}" for minor in (1, 0, *range(2, 10)) for end in (b"\r", b"")
 }
-_METHODS = {
+_METHODS: Final = {
     name.encode(): name
     for name in ("GET", "POST", "PUT", "HEAD", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE")
 }
-_status_lines: dict[bytes, tuple[int, str, str]] = {}
+_status_lines: Final[dict[bytes, tuple[int, str, str]]] = {}
 
 
 def read_request(first: bytes, block: Block | None) -> HttpRequest | None:

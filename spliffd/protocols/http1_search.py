@@ -27,17 +27,17 @@ SEARCH_KEEP: Final = SEARCH_LINE + 16
 STATUS_KEEP: Final = 13
 """Bytes to keep for a status line: ``HTTP/1.1 200`` and the CR before its LF."""
 
-_STATUS = re.compile(rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: |\r?\n)")
-_LINE_END = re.compile(rb" HTTP/1\.[0-9]\r?\n")
-_METHODS = (
+_STATUS: Final = re.compile(rb"HTTP/1\.[0-9] [1-9][0-9]{2}(?: |\r?\n)")
+_LINE_END: Final = re.compile(rb" HTTP/1\.[0-9]\r?\n")
+_METHODS: Final = (
     rb"GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PROPFIND|PROPPATCH|MKCOL|COPY|MOVE|UNLOCK|LOCK|"
     rb"SEARCH|REPORT|MKCALENDAR|MKACTIVITY|CHECKOUT|MERGE|ACL|REBIND|UNBIND|BIND|UNLINK|LINK|NOTIFY|"
     rb"UNSUBSCRIBE|SUBSCRIBE|PURGE|QUERY"
 )
-_TARGET = rb"(?:/|\*\Z|[A-Za-z][A-Za-z0-9+.\-]{1,20}://|[^ /]+:[0-9]+\Z)[^ ]*\Z"
-_WHOLE_LINE = re.compile(TOKEN.pattern + rb" " + _TARGET)
-_MID_LINE = re.compile(rb"(?:" + _METHODS + rb") " + _TARGET)
-_GLUED = re.compile(rb"(?<=[^A-Z\-])" + _MID_LINE.pattern)
+_TARGET: Final = rb"(?:/|\*\Z|[A-Za-z][A-Za-z0-9+.\-]{1,20}://|[^ /]+:[0-9]+\Z)[^ ]*\Z"
+_WHOLE_LINE: Final = re.compile(TOKEN.pattern + rb" " + _TARGET)
+_MID_LINE: Final = re.compile(rb"(?:" + _METHODS + rb") " + _TARGET)
+_GLUED: Final = re.compile(rb"(?<=[^A-Z\-])" + _MID_LINE.pattern)
 
 
 def find_response(data: bytes, pos: int) -> tuple[int, int]:

@@ -21,7 +21,9 @@ from urllib.parse import unquote_to_bytes
 
 from spliffd.protocols.hpack import UNKNOWN
 
-PLAIN, SECRET, URL = 0, 1, 2
+PLAIN: Final = 0
+SECRET: Final = 1
+URL: Final = 2
 """What a header's value is: anything, a secret, or text that may hold a URL with secret fields in it."""
 
 URL_HEADERS: Final = frozenset(

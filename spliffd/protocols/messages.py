@@ -7,7 +7,7 @@ A value that is not known stays ``None``, ``""`` or ``0``; nothing here is ever 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from spliffd.protocols.http1_block import Block
 from spliffd.protocols.http1_fields import Fields, Headers, read_fields
@@ -31,14 +31,14 @@ __all__ = [
 ]
 
 # States of `HttpExchange.state`, as in message Completeness of proto/spliff.proto.
-COMPLETE = "complete"
-TRUNCATED = "truncated"
-GAP = "gap"
-JOINED_MID_STREAM = "joined_mid_stream"
-REQUEST_MISSING = "request_missing"
-RESPONSE_MISSING = "response_missing"
-ABORTED = "aborted"
-IN_PROGRESS = "in_progress"
+COMPLETE: Final = "complete"
+TRUNCATED: Final = "truncated"
+GAP: Final = "gap"
+JOINED_MID_STREAM: Final = "joined_mid_stream"
+REQUEST_MISSING: Final = "request_missing"
+RESPONSE_MISSING: Final = "response_missing"
+ABORTED: Final = "aborted"
+IN_PROGRESS: Final = "in_progress"
 """Of what is told before an exchange is finished; none that is finished has it."""
 
 

@@ -44,7 +44,7 @@ def _varint(number: int) -> bytes:
     return bytes(out)
 
 
-_VARINTS = [_varint(number) for number in range(SMALL)]
+_VARINTS: Final = [_varint(number) for number in range(SMALL)]
 
 
 def size_table(tag: bytes) -> list[bytes]:

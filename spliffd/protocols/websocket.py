@@ -37,7 +37,10 @@ SERVER: Final = 1
 MAX_KEPT: Final = 256 << 10
 """Bytes kept of one message: with its unmasked twin it fits a datagram between worker and api."""
 
-_HEADER, _PAYLOAD, _SEARCH, _CLOSED = range(4)
+_HEADER: Final = 0
+_PAYLOAD: Final = 1
+_SEARCH: Final = 2
+_CLOSED: Final = 3
 
 
 NOTHING: Final[Sequence[WebSocketMessage]] = ()

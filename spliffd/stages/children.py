@@ -53,9 +53,10 @@ def environment() -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         # gRPC's threads would each get an arena of their own, and keep what a burst once needed: 14 MiB.
         "MALLOC_ARENA_MAX": "1",
-        # Batches (110 KiB) come and go 500 times a second: mapped anew each time, as glibc does from 128 KiB
-        # on, their pages would cost the api a tenth of its time. What is larger, or free at the end, goes.
-        "MALLOC_MMAP_THRESHOLD_": "262144",
+        # Batches and messages (200 KiB) come and go 200 times a second: mapped anew each time, as glibc does
+        # from 128 KiB on, their pages would cost the api a tenth of its time. What is larger, or free at the
+        # end, goes.
+        "MALLOC_MMAP_THRESHOLD_": "524288",
         "MALLOC_TRIM_THRESHOLD_": "1048576",
         **keep,
     }

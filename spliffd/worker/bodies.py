@@ -7,12 +7,14 @@ hands them out as a part. Memory is bounded by parts, not by bodies: a 1 GiB dow
 
 from __future__ import annotations
 
+from typing import Final
+
 from spliffd.worker.masked_bodies import MaskedBody
 
-PART_BYTES = 128 << 10
+PART_BYTES: Final = 128 << 10
 """A part this large costs little per byte on every hop, and stays far below MAX_DATAGRAM."""
 
-MAX_HELD = 32 << 20
+MAX_HELD: Final = 32 << 20
 """All that is held for all exchanges; beyond it every piece is sent on at once, as a small part."""
 
 

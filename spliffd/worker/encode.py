@@ -32,7 +32,9 @@ from spliffd.protocols.protobuf import SMALL, Field, constants, size_table, to_u
 from spliffd.worker.heads import Heads, Secrets
 from spliffd.worker.summaries import told
 
-_E, _Q, _R = pb.Exchange, pb.Request, pb.Response
+_E: Final = pb.Exchange
+_Q: Final = pb.Request
+_R: Final = pb.Response
 
 
 def _lengths(message: type[Message], name: str) -> list[bytes]:
@@ -46,99 +48,99 @@ def _fields(message: type[Message], names: str) -> list[tuple[Field, str]]:
     return [(Field(message, field), attribute or field) for field, _, attribute in pairs]
 
 
-_PROCESS = _fields(
+_PROCESS: Final = _fields(
     pb.Process,
     "pid tid start_time_ns=process_start_ns comm exe cmdline ppid uid user cgroup unit container_id",
 )
-_LOCAL = _fields(pb.Endpoint, "address=local_address port=local_port")
-_REMOTE = _fields(pb.Endpoint, "address=remote_address port=remote_port")
-_CONNECTION = _fields(
+_LOCAL: Final = _fields(pb.Endpoint, "address=local_address port=local_port")
+_REMOTE: Final = _fields(pb.Endpoint, "address=remote_address port=remote_port")
+_CONNECTION: Final = _fields(
     pb.Connection,
     "role family netns_cookie socket_cookie",
 )
-_INTERFACE = Field(pb.Connection, "interface")
-_PACKETS_SENT = Field(pb.Connection, "packets_sent")
-_PACKETS_RECEIVED = Field(pb.Connection, "packets_received")
-_BYTES_SENT = Field(pb.Connection, "bytes_sent")
-_BYTES_RECEIVED = Field(pb.Connection, "bytes_received")
-_CORRELATION = _fields(pb.Correlation, "method=correlation_method confidence")
-_TLS = _fields(pb.Tls, "library version=tls_version cipher alpn sni handshake_ns ja4")
-_GRPC = _fields(
+_INTERFACE: Final = Field(pb.Connection, "interface")
+_PACKETS_SENT: Final = Field(pb.Connection, "packets_sent")
+_PACKETS_RECEIVED: Final = Field(pb.Connection, "packets_received")
+_BYTES_SENT: Final = Field(pb.Connection, "bytes_sent")
+_BYTES_RECEIVED: Final = Field(pb.Connection, "bytes_received")
+_CORRELATION: Final = _fields(pb.Correlation, "method=correlation_method confidence")
+_TLS: Final = _fields(pb.Tls, "library version=tls_version cipher alpn sni handshake_ns ja4")
+_GRPC: Final = _fields(
     pb.Grpc,
     "service method message request_messages response_messages encoding request_message_bytes"
     " response_message_bytes compressed_messages",
 )
-_PROCESS_OF = Field(_E, "process")
-_CONNECTION_OF = Field(_E, "connection")
-_CORRELATION_OF = Field(_E, "correlation")
-_TLS_OF = Field(_E, "tls")
-_GRPC_OF = Field(_E, "grpc")
-_COMPLETENESS_OF = Field(_E, "completeness")
-_LOCAL_OF = Field(pb.Connection, "local")
-_REMOTE_OF = Field(pb.Connection, "remote")
-_PATH_OF = Field(pb.Connection, "path")
-_HOP_PACKETS = Field(pb.PathHop, "packets")
-_RESUMED = Field(pb.Tls, "resumed")
-_GRPC_STATUS = Field(pb.Grpc, "status")
+_PROCESS_OF: Final = Field(_E, "process")
+_CONNECTION_OF: Final = Field(_E, "connection")
+_CORRELATION_OF: Final = Field(_E, "correlation")
+_TLS_OF: Final = Field(_E, "tls")
+_GRPC_OF: Final = Field(_E, "grpc")
+_COMPLETENESS_OF: Final = Field(_E, "completeness")
+_LOCAL_OF: Final = Field(pb.Connection, "local")
+_REMOTE_OF: Final = Field(pb.Connection, "remote")
+_PATH_OF: Final = Field(pb.Connection, "path")
+_HOP_PACKETS: Final = Field(pb.PathHop, "packets")
+_RESUMED: Final = Field(pb.Tls, "resumed")
+_GRPC_STATUS: Final = Field(pb.Grpc, "status")
 
 # Fields of an exchange, in the order in which they are written.
-_PROTOCOL = Field(_E, "protocol")
-_STREAM = Field(_E, "stream_id")
-_PART_KEY = Field(_E, "part_key")
-_START = Field(_E, "start_time_ns").tag
-_FIRST_BYTE = Field(_E, "first_byte_time_ns").tag
-_END = Field(_E, "end_time_ns").tag
-_DURATION = Field(_E, "duration_ns").tag
-_TO_FIRST_BYTE = Field(_E, "first_byte_ns").tag
-_REQUEST = _lengths(_E, "request")
-_RESPONSE = _lengths(_E, "response")
-_WIRE = Field(pb.Correlation, "wire")
-_ATTEMPTS = Field(pb.Correlation, "attempts")
-_LATENCY = Field(pb.Correlation, "latency_ns")
-_STATE = Field(pb.Completeness, "state")
-_MISSING = Field(pb.Completeness, "missing_bytes")
-_GAP = Field(pb.Completeness, "gap_offset")
-_CAUSE = Field(pb.Completeness, "cause")
+_PROTOCOL: Final = Field(_E, "protocol")
+_STREAM: Final = Field(_E, "stream_id")
+_PART_KEY: Final = Field(_E, "part_key")
+_START: Final = Field(_E, "start_time_ns").tag
+_FIRST_BYTE: Final = Field(_E, "first_byte_time_ns").tag
+_END: Final = Field(_E, "end_time_ns").tag
+_DURATION: Final = Field(_E, "duration_ns").tag
+_TO_FIRST_BYTE: Final = Field(_E, "first_byte_ns").tag
+_REQUEST: Final = _lengths(_E, "request")
+_RESPONSE: Final = _lengths(_E, "response")
+_WIRE: Final = Field(pb.Correlation, "wire")
+_ATTEMPTS: Final = Field(pb.Correlation, "attempts")
+_LATENCY: Final = Field(pb.Correlation, "latency_ns")
+_STATE: Final = Field(pb.Completeness, "state")
+_MISSING: Final = Field(pb.Completeness, "missing_bytes")
+_GAP: Final = Field(pb.Completeness, "gap_offset")
+_CAUSE: Final = Field(pb.Completeness, "cause")
 
 # Fields of both halves: the contract gives them the same numbers in Request and Response.
-_HALF = _fields(
+_HALF: Final = _fields(
     _Q,
     "headers body body_size content_type body_offset overhead_size decoded_size content_encoding version"
     " trailer_start",
 )
 if any(field.tag != Field(_R, name).tag for field, name in _HALF):
     raise ImportError("Request and Response differ in the numbers of their common fields")  # pragma: no cover
-_AUTHORITY = Field(_Q, "authority")
-_PATH = _lengths(_Q, "path")
-_BODY_SIZE = Field(_Q, "body_size").tag
-_OVERHEAD = Field(_Q, "overhead_size").tag
-_DECODED = Field(_Q, "decoded_size")
-_CONTENT_ENCODING = Field(_Q, "content_encoding")
-_TRAILERS = Field(_Q, "trailer_start")
-_INTERIM = Field(_R, "interim")
-_BODY = Field(_Q, "body")
-_BODY_OFFSET = Field(_Q, "body_offset")
+_AUTHORITY: Final = Field(_Q, "authority")
+_PATH: Final = _lengths(_Q, "path")
+_BODY_SIZE: Final = Field(_Q, "body_size").tag
+_OVERHEAD: Final = Field(_Q, "overhead_size").tag
+_DECODED: Final = Field(_Q, "decoded_size")
+_CONTENT_ENCODING: Final = Field(_Q, "content_encoding")
+_TRAILERS: Final = Field(_Q, "trailer_start")
+_INTERIM: Final = Field(_R, "interim")
+_BODY: Final = Field(_Q, "body")
+_BODY_OFFSET: Final = Field(_Q, "body_offset")
 
-_REVEALED = Field(_E, "revealed")
-_OF_RESPONSE = Field(pb.Revealed, "response")
-_REVEALED_HEADER = Field(pb.Revealed, "header")
-_REVEALED_VALUE = Field(pb.Revealed, "value")
+_REVEALED: Final = Field(_E, "revealed")
+_OF_RESPONSE: Final = Field(pb.Revealed, "response")
+_REVEALED_HEADER: Final = Field(pb.Revealed, "header")
+_REVEALED_VALUE: Final = Field(pb.Revealed, "value")
 
-_request_constants = constants(
+_request_constants: Final = constants(
     (Field(_Q, "method"), Field(_Q, "scheme"), Field(_Q, "version")),
 )
-_response_constants = constants((Field(_R, "status"), Field(_R, "reason"), Field(_R, "version")))
+_response_constants: Final = constants((Field(_R, "status"), Field(_R, "reason"), Field(_R, "version")))
 
 _COMPLETE: Final = _STATE.encode(COMPLETE)
 _ON_THE_WIRE: Final = _COMPLETENESS_OF.encode(Field(pb.Completeness, "proof").encode("wire"))
 _PROVED: Final = _COMPLETENESS_OF.encode(Field(pb.Completeness, "proof").encode("offsets"))
 MAX_USUAL: Final = 64
 """Combinations of protocol and wire hook remembered; there are 15."""
-_interface_constants = constants((_INTERFACE,))
-_hop_constants = constants((Field(pb.PathHop, "interface"), Field(pb.PathHop, "hook")))
-_type_constants = constants((Field(_Q, "content_type"),))
-_authority_constants = constants((_AUTHORITY,))
-_usual_constants: dict[tuple[str, str], bytes] = {}
+_interface_constants: Final = constants((_INTERFACE,))
+_hop_constants: Final = constants((Field(pb.PathHop, "interface"), Field(pb.PathHop, "hook")))
+_type_constants: Final = constants((Field(_Q, "content_type"),))
+_authority_constants: Final = constants((_AUTHORITY,))
+_usual_constants: Final[dict[tuple[str, str], bytes]] = {}
 """Protocol, correlation and completeness of exchanges that are complete and never waited, by (protocol,
 wire), which both come from the engine's own short lists."""
 MAX_REMEMBERED: Final = 2048

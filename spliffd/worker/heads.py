@@ -26,19 +26,23 @@ MAX_LINE: Final = 256
 """Longest line remembered; with its encoding about 700 bytes, 3 MiB in all. Longer ones (cookies, tokens)
 seldom repeat."""
 
-_PLAIN, _HOST, _TYPE, _ENCODING, _SECRET = range(5)
-_SPECIAL = {b"host": _HOST, b"content-type": _TYPE, b"content-encoding": _ENCODING}
+_PLAIN: Final = 0
+_HOST: Final = 1
+_TYPE: Final = 2
+_ENCODING: Final = 3
+_SECRET: Final = 4
+_SPECIAL: Final = {b"host": _HOST, b"content-type": _TYPE, b"content-encoding": _ENCODING}
 
-_HEADERS = Field(pb.Request, "headers")
-_NAME = Field(pb.Header, "name")
-_VALUE = Field(pb.Header, "value")
-_MASKED = Field(pb.Header, "masked")
-_LENGTH = Field(pb.Masked, "length")
-_HASH = Field(pb.Masked, "hash")
-_HEADER_SIZES = size_table(_HEADERS.tag)
-_NAME_SIZES = size_table(_NAME.tag)
-_VALUE_SIZES = size_table(_VALUE.tag)
-_BESIDE = {_TYPE: Field(pb.Request, "content_type"), _ENCODING: Field(pb.Request, "content_encoding")}
+_HEADERS: Final = Field(pb.Request, "headers")
+_NAME: Final = Field(pb.Header, "name")
+_VALUE: Final = Field(pb.Header, "value")
+_MASKED: Final = Field(pb.Header, "masked")
+_LENGTH: Final = Field(pb.Masked, "length")
+_HASH: Final = Field(pb.Masked, "hash")
+_HEADER_SIZES: Final = size_table(_HEADERS.tag)
+_NAME_SIZES: Final = size_table(_NAME.tag)
+_VALUE_SIZES: Final = size_table(_VALUE.tag)
+_BESIDE: Final = {_TYPE: Field(pb.Request, "content_type"), _ENCODING: Field(pb.Request, "content_encoding")}
 
 _Line = tuple[bytes, int, bytes]
 """Its header as protobuf, its kind, its value."""

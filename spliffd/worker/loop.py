@@ -18,6 +18,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from typing import Final
 
 from spliffd import ipc
 from spliffd.config import Access
@@ -37,32 +38,32 @@ from spliffd.worker.tables import Tables
 from spliffd.worker.waits import Waits
 from spliffd.worker.who import Who
 
-BUDGET = 64
+BUDGET: Final = 64
 """Records an iteration, as in the kernel's NAPI: messages and timers wait for one batch at most."""
 
-EMPTY_PASSES = 3
+EMPTY_PASSES: Final = 3
 """Rests without a record before the worker sleeps; a keep-alive client answers within one."""
 
-HAND_OUT_EVERY = 4
+HAND_OUT_EVERY: Final = 4
 """Busy polls between two times that what is finished leaves, 256 records or 3 ms: what is done to many at
 once costs less. Then what waits is looked after."""
 
-BUSY_CHECK = 32
+BUSY_CHECK: Final = 32
 """Full iterations between looks at the links: 2,048 records, about 10 ms."""
 
-DRAIN_SECONDS = 2.0
+DRAIN_SECONDS: Final = 2.0
 """At shutdown: how long what is still in the ring is worked off."""
 
-FIRST_DEMAND_SECONDS = 1.0
+FIRST_DEMAND_SECONDS: Final = 1.0
 """How long a new worker leaves the ring alone until it knows who watches: the link comes 10 ms after Ready,
 unless the api is being restarted too, and then there is nobody who watches."""
 
-LISTEN_SECONDS = 0.01
-LISTEN_RING_SHARE = 4
+LISTEN_SECONDS: Final = 0.01
+LISTEN_RING_SHARE: Final = 4
 """The facts of a process are waited for in slices, and only while less than a quarter of the ring is full:
 waiting must lose nothing."""
 
-_CONTROL_BYTES = 1 << 20
+_CONTROL_BYTES: Final = 1 << 20
 
 
 class Loop:

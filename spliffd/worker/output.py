@@ -12,6 +12,7 @@ from __future__ import annotations
 import select
 import socket
 import time
+from typing import Final
 
 from spliffd import ipc
 from spliffd.counters import Region
@@ -21,11 +22,11 @@ from spliffd.pb import spliff_pb2
 STALL_SECONDS = 1.0
 """How long the worker waits for a busy api before it drops: the ring holds about as much at full load."""
 
-BATCH_BYTES = 512 << 10
+BATCH_BYTES: Final = 512 << 10
 """A batch is sent before it exceeds this. One frame alone may: a body part is 384 KiB at most (what is held
 and one record), twice that with its unmasked twin, and so below MAX_DATAGRAM."""
 
-BATCH_FRAMES = 128
+BATCH_FRAMES: Final = 256
 """And when it has this many frames, so that the api can share out the work, and a batch is no memory mapping
 of its own (``spliffd.stages.children``, ``environment``)."""
 

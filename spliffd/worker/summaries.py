@@ -16,7 +16,7 @@ from spliffd.correlation.facts import ConnectionFacts
 from spliffd.protocols.masking import Masker
 from spliffd.protocols.messages import HttpExchange
 
-_pack = msgspec.msgpack.Encoder().encode
+_pack: Final = msgspec.msgpack.Encoder().encode
 _HEAD: Final = b"\xdc" + len(ipc.Summary.__struct_fields__).to_bytes(2, "big")
 """Of an array of so many elements (MessagePack, array 16)."""
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from spliffd import ipc
 from spliffd.correlation.facts import ConnectionFacts
 from spliffd.protocols.mask_command import mask_command
 from spliffd.protocols.masking import Masker
 
-KNOWN_PROCESSES = 4096
+KNOWN_PROCESSES: Final = 4096
 """Processes whose facts are kept: far more than ones that speak TLS at a time; 1 KiB each."""
 
-FACTS_SECONDS = 2.0
+FACTS_SECONDS: Final = 2.0
 """How long a process that speaks for the first time is waited for while the supervisor looks it up (0.3 ms
 on an idle host, 0.1 s while it verifies or attaches, beside others that want the processors more than half a
 second): a short-lived client's only exchange is over by then, and filters need to know whose."""

@@ -11,7 +11,14 @@ from spliffd import counters, ipc
 from spliffd.api import subscribers
 from spliffd.api.delivery import Delivery
 from spliffd.api.filter import Filter
-from spliffd.api.subscribers import FLUSH_INTERVAL, ITEM_OVERHEAD, MESSAGE_BYTES, Subscriber
+from spliffd.api.subscribers import (
+    BUSY_INTERVAL,
+    BUSY_ITEMS,
+    FLUSH_INTERVAL,
+    ITEM_OVERHEAD,
+    MESSAGE_BYTES,
+    Subscriber,
+)
 from spliffd.api.wishes import Wishes
 from spliffd.counters import Region
 from spliffd.pb import spliff_pb2 as pb
@@ -194,6 +201,22 @@ async def test_the_first_item_goes_at_once_and_the_next_wait_for_company(region)
     assert at_once < FLUSH_INTERVAL / 2
     assert later > FLUSH_INTERVAL * 0.8
     assert len(pb.WatchResponse.FromString(message).items) == 2
+
+
+async def test_behind_a_message_of_many_items_the_next_one_waits_longer(region):
+    subscriber = Subscriber(Wishes(), region)
+    loop = asyncio.get_running_loop()
+    taken = []
+    for count in (BUSY_ITEMS, 1, 1):
+        for number in range(count):
+            subscriber.offer(Delivery(exchange(), number))
+        await take(subscriber)
+        taken.append(loop.time())
+
+    behind_many, behind_one = taken[1] - taken[0], taken[2] - taken[1]
+
+    assert behind_many >= BUSY_INTERVAL * 0.9
+    assert behind_one >= FLUSH_INTERVAL * 0.9
 
 
 async def test_much_does_not_wait_for_the_interval(region, monkeypatch):
