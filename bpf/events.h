@@ -160,6 +160,7 @@ _Static_assert(sizeof(struct process_record) == 40, "records.py counts on it");
 enum process_flag {
   PROCESS_PATH_CUT = 1, /* deeper or longer than the record has room for */
   PROCESS_MAPPED = 2,   /* no exec: struct mapped_record */
+  PROCESS_TESTED = 4,   /* no exec, and of no process: a self-test can be judged */
 };
 
 /* A process has mapped a file that nobody in scope had mapped before. */

@@ -199,9 +199,13 @@ struct witness {
 };
 _Static_assert(sizeof(struct witness) == 32, "maps.py counts on it");
 
-/* Shared with the supervisor, which opens and closes. */
+#define SELF_TEST_ENOUGH 16 /* comparisons that settle it, and calls that do without enough of them */
+#define SELF_TEST_MISSED (4 * SELF_TEST_ENOUGH)
+enum self_test_state { SELF_TEST_OVER = 0, SELF_TEST_OPEN, SELF_TEST_SETTLED };
+
+/* Shared with the supervisor, which opens and ends. */
 struct self_test {
-  u64 open;
+  u64 open; /* enum self_test_state */
   u64 seen;
   u64 agreed;
   u64 disagreed;

@@ -30,7 +30,7 @@ from spliffd.errors import FailedError, UsageError
 from spliffd.journal import logger, set_debug
 from spliffd.kernel.mappings import Mappings
 from spliffd.kernel.maps import PROCESS_RING_BYTES
-from spliffd.kernel.records import PROCESS_MAPPED, PROCESS_RECORD, cgroup_of, mapped_file
+from spliffd.kernel.records import PROCESS_MAPPED, PROCESS_RECORD, PROCESS_TESTED, cgroup_of, mapped_file
 from spliffd.kernel.ring import Ring
 from spliffd.protocols.mask_command import mask_command
 from spliffd.protocols.masking import Masker
@@ -294,6 +294,9 @@ class Supervisor:
                 pid, _, start_ns, _, _, *texts, flags = PROCESS_RECORD.unpack_from(ring.data, at)
                 if flags & PROCESS_MAPPED:
                     self.libraries.mapped(pid, start_ns, mapped_file(ring.data, at))
+                    continue
+                if flags & PROCESS_TESTED:
+                    self.libraries.tested()
                     continue
                 self.area.supervisor.add("execs_seen")
                 self.processes.remember(pid, start_ns, ring.data[at : at + PROCESS_RECORD.size + sum(texts)])

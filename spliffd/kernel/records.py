@@ -88,6 +88,8 @@ PROCESS_RECORD = struct.Struct("=IIQQIHHHH4x")
 
 PROCESS_MAPPED = 2
 """enum process_flag: no exec, but a file that was mapped for the first time; which one stands behind."""
+PROCESS_TESTED = 4
+"""No exec either, and of no process: a self-test of relocated probes can be judged."""
 _MAPPED_FILE = struct.Struct("=QQ")
 
 

@@ -167,6 +167,10 @@ class Libraries:
             del self._seen[identity]  # it was another file of that number
         self._looks.mapped(pid, start_ns)
 
+    def tested(self) -> None:
+        """Relocated probes can be judged by now."""
+        self._placements.judge()
+
     def look_again(self, look: discovery.Look, start_ns: int) -> None:
         """A process speaks TLS that no probe sees: what it maps now may be new."""
         self.memory.keep(look, start_ns)

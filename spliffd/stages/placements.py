@@ -2,10 +2,10 @@
 
 Takes a file and where its probes belong; returns links. Where a probe sits behind its function's first
 instruction, a witness sits at that until the first calls have shown that both see the same (``self_tests``);
-then it goes. Where they do not, all probes of the file go to first instructions, which is dearer and never
-wrong; that is counted, logged, and told by ``spliffctl libraries``. A file nobody calls stays under test.
-Files of the same content are tested together, a few of them with witnesses, and once it has passed, no more
-are: a copy's probes wait for nothing.
+then it goes, as soon as the kernel says so. Where they do not, all probes of the file go to first
+instructions, which is dearer and never wrong; that is counted, logged, and told by ``spliffctl libraries``. A
+file nobody calls stays under test. Files of the same content are tested together, a few of them with
+witnesses, and once it has passed, no more are: a copy's probes wait for nothing.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from spliffd.targets.sites import Inspection, Site
 log = logger("placements")
 
 FIRST_LOOK_SECONDS = 0.25
-"""A busy server has made enough calls by then; until then each of them costs it a dear probe more."""
-
 LONGEST_LOOK_SECONDS = 16.0
-"""Looks become rarer while nothing is called: an idle host is not woken for it."""
+"""Should what the kernel says be lost (a full ring), a look finds it. Looks become rarer while nothing is
+called: an idle host is not woken for them."""
 
 WITNESSED = 4
 """Files of one content that get witnesses: short-lived programs with a copy each make a few calls each."""
@@ -162,6 +161,13 @@ class Placements:
         trial = _Trial(number, content, [], [])
         self._trials.append(trial)
         return trial
+
+    def judge(self) -> None:
+        """The kernel has seen enough. Until witnesses go, each call costs its program a dear probe."""
+        self._pause = FIRST_LOOK_SECONDS
+        if self._timer is not None:
+            self._timer.cancel()
+        self._look()
 
     def close(self) -> None:
         """Ends all tests."""

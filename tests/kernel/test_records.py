@@ -9,6 +9,7 @@ from spliffd import counters
 from spliffd.kernel import flows, hellos, maps, records, unwanted
 from spliffd.kernel.compile import source_folder
 from spliffd.protocols import tls_errors
+from spliffd.stages import self_tests
 
 OFFSETS = {
     ("record", "kind"): 0,
@@ -114,6 +115,10 @@ ENUMS = {
     "CONN_HANDSHAKE_DONE": records.CONN_HANDSHAKE_DONE,
     "CONN_SOCKET_ENDED": records.CONN_SOCKET_ENDED,
     "PROCESS_PATH_CUT": records.PROCESS_PATH_CUT,
+    "PROCESS_MAPPED": records.PROCESS_MAPPED,
+    "PROCESS_TESTED": records.PROCESS_TESTED,
+    "SELF_TEST_ENOUGH": self_tests.ENOUGH,
+    "SELF_TEST_MISSED": self_tests.MISSED,
     "COOKIE_ZERO_IS_EOF": records.COOKIE_ZERO_IS_EOF,
     "COUNTERS": len(counters.KERNEL),
     "COUNTER_SLOTS": counters.KERNEL_STRIDE,

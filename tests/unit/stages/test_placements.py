@@ -119,6 +119,19 @@ async def test_witnesses_come_at_once_and_go_when_the_calls_agree(stage):
     assert plain == PLAIN
 
 
+async def test_the_kernel_says_when_to_judge(stage, monkeypatch):
+    monkeypatch.setattr(placements, "FIRST_LOOK_SECONDS", 60)
+    await stage.attach(MOVED)
+    stage.placements.judge()  # of another file's test: nothing is known of this one
+    await asyncio.sleep(0.01)
+    assert len(stage.host.log) == 2
+    stage.host.count(1, ENOUGH, ENOUGH, 0)
+    stage.placements.judge()
+    await until(lambda: stage.counters.get("placements_tested"))
+
+    assert stage.host.log[2:] == ["closed witnesses 100/1, 200/1"]
+
+
 @pytest.mark.parametrize(
     ("seen", "agreed", "disagreed"), [(ENOUGH, 0, ENOUGH), (ENOUGH, ENOUGH - 3, 3), (MISSED, 1, 0)]
 )
