@@ -199,8 +199,8 @@ struct witness {
 };
 _Static_assert(sizeof(struct witness) == 32, "maps.py counts on it");
 
-#define SELF_TEST_ENOUGH 16 /* comparisons that settle it, and calls that do without enough of them */
-#define SELF_TEST_MISSED (4 * SELF_TEST_ENOUGH)
+#define SELF_TEST_ENOUGH 16 /* comparisons that settle it */
+#define SELF_TEST_MISSED (4 * SELF_TEST_ENOUGH) /* calls that do, with fewer comparisons: they take another way */
 enum self_test_state { SELF_TEST_OVER = 0, SELF_TEST_OPEN, SELF_TEST_SETTLED };
 
 /* Shared with the supervisor, which opens and ends. */

@@ -121,6 +121,14 @@ static __always_inline void socket_ended(s32 length) {
     state->conn.flags |= CONN_SOCKET_ENDED;
 }
 
+/* A receive that gave nothing, half of those of a server that reads until it would block, names no socket. */
+static __always_inline void received(struct sock *sk, s32 length, bool typed) {
+  if (length < 0)
+    return;
+  socket_ended(length);
+  observe(sk, length, typed, RECEIVED);
+}
+
 /* sock:sock_send_length and sock_recv_length (6.3): fire in the process's context inside the send or
  * receive call, with the sock first and the length second. UNIX sockets and UDP fire too; they are sorted
  * out by protocol. */
@@ -130,10 +138,7 @@ int socket_sent(u64 *ctx) {
 }
 
 int socket_received(u64 *ctx) {
-  if ((s32)ctx[1] < 0) /* nothing came: it names nothing */
-    return 0;
-  socket_ended((s32)ctx[1]);
-  observe((struct sock *)ctx[0], (s32)ctx[1], true, RECEIVED);
+  received((struct sock *)ctx[0], (s32)ctx[1], true);
   return 0;
 }
 
@@ -144,8 +149,7 @@ int socket_sent_raw(struct bpf_raw_tracepoint_args *ctx) {
 }
 
 int socket_received_raw(struct bpf_raw_tracepoint_args *ctx) {
-  socket_ended((s32)ctx->args[1]);
-  observe((struct sock *)ctx->args[0], (s32)ctx->args[1], false, RECEIVED);
+  received((struct sock *)ctx->args[0], (s32)ctx->args[1], false);
   return 0;
 }
 
@@ -162,8 +166,7 @@ int tcp_received(u64 *ctx) {
   u64 moved = 0;
   if (function_returned(ctx, &moved))
     return 0;
-  socket_ended((s32)moved);
-  observe((struct sock *)ctx[0], (s32)moved, true, RECEIVED);
+  received((struct sock *)ctx[0], (s32)moved, true);
   return 0;
 }
 
@@ -199,7 +202,6 @@ int tcp_received_return(struct pt_regs *ctx) {
   u64 sk = entered_with();
   if (!sk)
     return 0;
-  socket_ended((s32)PT_REGS_RC(ctx));
-  observe((struct sock *)sk, (s32)PT_REGS_RC(ctx), false, RECEIVED);
+  received((struct sock *)sk, (s32)PT_REGS_RC(ctx), false);
   return 0;
 }

@@ -287,7 +287,7 @@ class Supervisor:
         self.workers[number].send(ipc.NewRing(size), [self.kernel.maps.rings[number]])
 
     def _processes_started(self) -> None:
-        """Exec events: remember who it is, look for libraries."""
+        """Execs: remember who it is, look for libraries. Also files mapped first, and self-tests to judge."""
         ring = self._process_ring
         while positions := ring.drain(256):
             for at in positions:

@@ -36,14 +36,13 @@ MAX_CONNECTIONS = 16384
 _HEAD: Final = records.HEAD.unpack_from
 _WHOLE: Final = records.WHOLE.unpack_from
 _KEY_AT: Final = records.KEY_AT
-_KEY_END: Final = records.KEY_AT + records.KEY_BYTES
+_KEY_END: Final = _KEY_AT + records.KEY_BYTES
 _METHOD_AT: Final = records.METHOD_AT
 _PAYLOAD: Final = records.HEADER_BYTES
 _DATA: Final = records.DATA
 _FLAGS_SPARED: Final = records.FLAGS_SPARED
 _WORD: Final = (1 << 64) - 1
 _HANDSHAKE: Final = records.CONN_HANDSHAKE_SEEN | records.CONN_HANDSHAKE_DONE | records.CONN_HANDSHAKE_FAILED
-
 
 Piece = tuple[Connection, int, int, bytes, int, int, int]
 """Connection, direction, offset, payload, size, start and end of the call."""
@@ -128,8 +127,7 @@ class Engine:
         each step runs over the whole batch. Records that open, close or end something are taken in between,
         when all before them is parsed.
         """
-        connections = self.connections
-        pieces: list[Piece] = []
+        connections, pieces = self.connections, list[Piece]()
         for at in positions:
             kind, direction, flags, captured, end, offset, size, start, key, method = _WHOLE(ring, at)
             if kind != _DATA:
@@ -311,8 +309,7 @@ class Engine:
 
     def _open(self, ring: mmap.mmap, key: bytes, at: int) -> Connection:
         conn = records.unpack_conn(ring, at + records.CONN_AT)
-        process = (conn.tgid, conn.start_ns)
-        facts = first_facts(conn)
+        process, facts = (conn.tgid, conn.start_ns), first_facts(conn)
         connection = Connection(key, process, facts, joined=conn.generation < self._began)
         predecessor = self._objects.get(connection.object_key)
         if predecessor is not None:

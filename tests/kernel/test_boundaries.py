@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from spliffd.counters import METHODS
 from spliffd.kernel import records
 from tests.kernel.test_every_byte import client, serve
 from tests.support.lab import PYTHON, REPOSITORY, Lab, wait_for
@@ -96,8 +97,12 @@ def test_two_processes_with_the_same_addresses_do_not_mix(lab: Lab):
         twins = [lab.start(PYTHON, "-c", program) for _ in range(2)]
         assert [twin.wait(20) for twin in twins] == [0, 0]
         time.sleep(0.1)
-        found = streams(tracer.read())
+        told = tracer.read()
+        found = streams(told)
 
+        # Each by its own socket operations, though one thread makes them all.
+        methods = [METHODS[record.conn.method] for record in told if record.kind == records.DATA]
+        assert set(methods) == {"SOCKET_NESTED"}
         for twin in twins:
             mine = sorted(
                 data for (pid, _, way), data in found.items() if pid == twin.pid and way == records.SENT
