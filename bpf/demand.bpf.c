@@ -182,6 +182,16 @@ static __always_inline u8 leave_out(struct conn_state *state, struct demand *dem
   return LEFT_OUT_NOT;
 }
 
+/* The records of its packets are not held against its plaintext any more, of which not all will be known. */
+static __always_inline void stop_walk(struct conn_state *state) {
+  u64 cookie = state->conn.socket_cookie;
+  struct flow *flow = state->conn.method == METHOD_NONE ? NULL : bpf_map_lookup_elem(MAP_FLOWS, &cookie);
+  if (!flow)
+    return;
+  *(volatile u64 *)&flow->side[SENT].walk = 0;
+  *(volatile u64 *)&flow->side[RECEIVED].walk = 0;
+}
+
 static __always_inline void count_left_out(struct conn_state *state) {
   count(state->left_out == LEFT_OUT_PRESSED ? COUNTER_SHED_EXCHANGES : COUNTER_UNSAMPLED_EXCHANGES, 1);
 }
@@ -221,8 +231,12 @@ static __always_inline bool spared(struct conn_state *state, u32 direction, u64 
   bool sampled = !state->watched && demand->rate;
   if (sampled)
     fit_share(demand, now);
-  if (head == HEAD_REQUEST)
+  if (head == HEAD_REQUEST) {
+    bool before = state->left_out;
     state->left_out = leave_out(state, demand, cut, now);
+    if (state->left_out && !before)
+      stop_walk(state);
+  }
   if (!state->left_out) {
     if (sampled)
       __sync_fetch_and_add(&demand->taken, 1);
@@ -263,14 +277,41 @@ static __always_inline u64 unwanted(struct conn *conn, u32 direction, u64 offset
   return spared_bytes;
 }
 
+#define EACH(byte) (0x0101010101010101ULL * (byte))
+
+/* The top bit of each byte that is `byte` or `BYTE`; now and then of one that is not, above one that is. */
+static __always_inline u64 bytes_like(u64 eight, u8 byte) {
+  u64 zero = (eight | EACH(0x20)) ^ EACH(byte);
+  return (zero - EACH(1)) & ~zero & EACH(0x80);
+}
+
+/* Whether "gr", in whatever case, may stand in the text: seven places at a time. */
+static __always_inline bool may_say_gr(struct calls *calls, u64 size) {
+  for (u32 i = 0; i < REQUEST_TEXT; i += 7) {
+    u32 at = i;
+    asm volatile("" : "+r"(at)); /* or LLVM counts in pointers, whose bounds kernel 6.1 does not see */
+    if (at >= size)
+      break;
+    u64 eight = *(u64 *)&calls->text[at & (REQUEST_TEXT - 1)];
+    if (bytes_like(eight, 'g') & bytes_like(eight, 'r') >> 8)
+      return true;
+  }
+  return false;
+}
+
 /* Whether a request may ask for another protocol (RFC 9110, 7.8: by a field Upgrade, as h2c does too): "grad", in
- * whatever case, stands in its head; or the head does not end in what is looked at. */
+ * whatever case, stands in its head; or the head does not end in what is looked at. Most end with the text, and
+ * say "gr" nowhere. */
 static __always_inline bool may_upgrade(struct calls *calls, u64 from, u64 size) {
   asm volatile("" : "+r"(size));
   if (size > REQUEST_TEXT)
     size = REQUEST_TEXT;
   if (bpf_probe_read_user(calls->text, size, (void *)from))
     return true;
+  u64 end = size - 4;
+  asm volatile("" : "+r"(end));
+  if (*(u32 *)&calls->text[end & (REQUEST_TEXT - 1)] == WORD4('\r', '\n', '\r', '\n') && !may_say_gr(calls, size))
+    return false;
   u32 four = 0;
   for (u32 i = 0; i < REQUEST_TEXT; i++) {
     u32 at = i;
@@ -286,14 +327,17 @@ static __always_inline bool may_upgrade(struct calls *calls, u64 from, u64 size)
   return true;
 }
 
-/* At the beginning of a call: whether how it ends need not be looked at. `room` is what is to be written. */
-static __always_inline bool left_alone(struct calls *calls, struct conn_key *key, u32 op, u64 from, u64 room) {
+/* What is demanded, while anything is left out for it; else NULL. */
+static __always_inline struct demand *leaving_out(void) {
   u32 zero = 0;
   struct demand *demand = bpf_map_lookup_elem(MAP_DEMAND, &zero);
-  if (!demand || (demand->share >= SHARE_ALL && !*(volatile u64 *)&demand->pressed))
-    return false;
-  struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, key);
-  if (!state || !state->left_out || state->demand != *(volatile u64 *)&demand->word)
+  return demand && (demand->share < SHARE_ALL || *(volatile u64 *)&demand->pressed) ? demand : NULL;
+}
+
+/* At the beginning of a call: whether how it ends need not be looked at. `room` is what is to be written. */
+static __always_inline bool left_alone(struct demand *demand, struct conn_state *state, struct calls *calls, u32 op,
+                                       u64 from, u64 room) {
+  if (!state->left_out || state->demand != *(volatile u64 *)&demand->word)
     return false;
   if (!state->watched && state->cgroup && state->cgroup != bpf_get_current_cgroup_id())
     return false; /* the process was moved */

@@ -151,38 +151,48 @@ static __always_inline u32 resumes(struct conn_state *state, u32 direction) {
   return FLAG_SPARED << direction;
 }
 
-static __always_inline void emit_data(struct conn_state *state, struct call *call, u64 size) {
-  u32 shard = state->shard;
+/* Begins to deliver `size` bytes of a call; returns how many of them are left to be copied, from `piece` on. */
+static __always_inline u64 begin_data(struct conn_state *state, void *ring, struct call *call, u64 size,
+                                      struct piece *piece, bool http2) {
   u32 direction = call->op == OP_READ ? RECEIVED : SENT;
-  void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
-  if (!ring)
-    return;
   account(state, ACCOUNTED_BYTES);
-  struct piece piece = {.from = call->buffer, .start = call->start, .direction = direction};
+  piece->from = call->buffer;
+  piece->start = call->start;
+  piece->direction = direction;
+  piece->size = size;
   /* Two threads never use one SSL object at once (OpenSSL forbids it), so no atomic is needed. */
-  piece.offset = direction == RECEIVED ? state->conn.offset[RECEIVED] : state->conn.offset[SENT];
+  piece->offset = direction == RECEIVED ? state->conn.offset[RECEIVED] : state->conn.offset[SENT];
   bool counted_only = spared(state, direction, call->buffer, size, call->start);
   if (direction == RECEIVED)
     state->conn.offset[RECEIVED] += size;
   else
     state->conn.offset[SENT] += size;
-
   if (counted_only)
-    return;
-  u64 rest = size;
-  if (state->traffic == TRAFFIC_HTTP2) {
-    piece.size = size;
-    if (walked_over(state, ring, &piece, false))
-      return;
+    return 0;
+  if (http2 && state->traffic == TRAFFIC_HTTP2) {
+    if (walked_over(state, ring, piece, false))
+      return 0;
   } else {
-    u64 skipped = unwanted(&state->conn, direction, piece.offset, size);
+    u64 skipped = unwanted(&state->conn, direction, piece->offset, size);
     if (skipped >= size)
-      return;
-    advance(&piece, skipped);
-    rest -= skipped;
+      return 0;
+    advance(piece, skipped);
+    size -= skipped;
   }
-  u32 resumed = resumes(state, direction);
-  piece.flags = FLAG_CONTINUED | resumed;
+  piece->flags = resumes(state, direction);
+  return size;
+}
+
+static __always_inline void emit_data(struct conn_state *state, struct call *call, u64 size) {
+  u32 shard = state->shard;
+  void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
+  if (!ring)
+    return;
+  struct piece piece = {};
+  u64 rest = begin_data(state, ring, call, size, &piece, true);
+  if (!rest)
+    return;
+  piece.flags |= FLAG_CONTINUED;
   piece.size = LARGE_PIECE;
   for (u32 i = 0; i < MAX_LARGE_PIECES; i++) {
     if (rest <= LARGE_PIECE)
@@ -204,4 +214,16 @@ static __always_inline void emit_data(struct conn_state *state, struct call *cal
   piece.size = rest;
   piece.flags &= ~FLAG_CONTINUED;
   emit_last(state, ring, &piece);
+}
+
+/* The same for a call of one TLS record at most, and not of HTTP/2. */
+static __always_inline void emit_record(struct conn_state *state, struct call *call, u64 size) {
+  u32 shard = state->shard;
+  void *ring = bpf_map_lookup_elem(MAP_RINGS, &shard);
+  if (!ring)
+    return;
+  struct piece piece = {};
+  piece.size = begin_data(state, ring, call, size, &piece, false);
+  if (piece.size)
+    emit_last(state, ring, &piece);
 }

@@ -57,6 +57,7 @@ enum fact {
   FACT_FAILED,   /* a handshake has failed: library << 32 | reason of OpenSSL, or GnuTLS's error, positive */
 };
 #define FACT_ROOM 255 /* RFC 7301, 3.1: the longest name of a protocol */
+#define LIBRARY_LIBRESSL 3
 #define LIBRARY_GNUTLS 4 /* in the order of spliffd/counters.py LIBRARIES */
 #define ERR_LIB_SSL 20 /* openssl/err.h */
 
@@ -181,7 +182,7 @@ enum counter {
   COUNTER_FAULT_BYTES,
   COUNTER_OVERSIZE_BYTES,
   COUNTER_CALL_TABLE_FULL,
-  COUNTER_CALL_UNMATCHED,
+  COUNTER_CALL_UNMATCHED, /* calls whose beginning or whose end was not seen */
   COUNTER_CONN_TABLE_FULL,
   COUNTER_COOKIE_TABLE_FULL,
   COUNTER_PROCESS_RING_FULL,

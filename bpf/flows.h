@@ -53,7 +53,7 @@ enum flow_state { FLOW_CONNECTING = 0, FLOW_ESTABLISHED = 1, FLOW_CLOSED = 2 };
 /* What the headers of one direction's TLS records say, from the ClientHello on; see record_lengths.bpf.c. Only
  * records of application data are counted, which in TLS 1.3 are all that are encrypted. */
 struct record_side {
-  u64 walk; /* where the next header is; 0: no ClientHello was seen */
+  u64 walk; /* where the next header is; 0: no ClientHello was seen, or part of the plaintext was left out */
   u64 bytes; /* sum of their lengths, headers not counted */
   u64 flight_bytes; /* as much when the client began to encrypt: the server's flight of TLS 1.3 */
   u64 first; /* lengths of the first four behind that, 16 bits each, the first one lowest */
@@ -67,7 +67,7 @@ struct record_side {
 /* One TCP connection of a socket in scope: made when it opens, kept for a while when it has closed. */
 struct flow {
   u64 first_ns; /* ktime: when it was opened, or seeded */
-  u64 last_ns;  /* of the last packet that a hook saw, or of the last change of state */
+  u64 tcp_received; /* as `tcp_sent` */
   u64 closed_ns;
   u64 netns_cookie;
   /* 32 */
@@ -87,7 +87,8 @@ struct flow {
   u8 ktls;      /* the kernel encrypts for it */
   u8 handshake; /* a probe saw it begin: that says nothing of the bytes, whose probes may have come later */
   u64 tcp_sent; /* bytes that the peer has acknowledged; of the whole life of the socket */
-  u64 tcp_received;
+  /* What each packet writes stands together: its lines of the cache travel between the processors of both ends. */
+  u64 last_ns; /* of the last packet that a hook saw, or of the last change of state */
   /* 96: in order of the first packet */
   struct hop hop[HOPS];
   /* 288: by enum direction */

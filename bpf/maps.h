@@ -231,7 +231,12 @@ struct call {
   u8 op;
   u8 named; /* its connection's socket is known, seen by an operation inside this call */
   u16 library;
+  u32 sent; /* a write's: bytes that sockets took inside it, by so many operations */
+  u16 sends;
+  u8 unseen; /* its end is not looked at: it is over when all of it was sent; see writes.bpf.c */
+  u8 pad;
 };
+_Static_assert(sizeof(struct call) == 56, "maps.py counts on it");
 
 /* What a thread did next to its TLS calls; see adjacent.bpf.c. */
 struct adjacent {
@@ -258,7 +263,7 @@ struct calls {
   u64 socket; /* that tcp_sendmsg or tcp_recvmsg was entered with, until it returns; see sockets.bpf.c */
   struct call call[CALL_DEPTH];
   struct adjacent adjacent;
-  u8 text[REQUEST_TEXT]; /* where a request is looked at; see demand.bpf.c */
+  u8 text[REQUEST_TEXT + 8]; /* where a request is looked at, eight bytes at a time; see demand.bpf.c */
 };
 
 /* A call in a Go program; see go.bpf.c. */
@@ -309,6 +314,10 @@ struct conn_state {
   u8 accounted; /* enum accounted: what its flow has been told */
   u8 counted; /* a client's, left out: the exchange was counted with its request */
   u64 cgroup; /* that was judged as not wanted, for `demand`; 0: none was */
+  u16 whole_most; /* a write of so many bytes goes as one record in one send; 0: not known. See writes.bpf.c */
+  u8 whole_added; /* and so many more */
+  u8 never_whole; /* one did not */
+  u8 pad[4];
 };
 _Static_assert(__builtin_offsetof(struct conn_state, accounted) == 190, "stages/ledger.py counts on it");
 

@@ -62,6 +62,27 @@ static __always_inline bool walk_fd(struct conn_state *state) {
   return learn_socket(state, sk, read_u64(sk, OFF_sk_cookie), METHOD_FD);
 }
 
+/* The thread has sent inside a call. Returns whether nothing more is to be done for it. */
+static __always_inline bool sent_inside(struct calls *calls, u64 id, struct sock *sk, s32 length) {
+  struct call *call = call_at(calls, calls->depth - 1);
+  if (call->op != OP_WRITE)
+    return false;
+  if (length > 0) {
+    call->sent += length;
+    call->sends++;
+  }
+  if (!call->unseen)
+    return false;
+  struct conn_state *state = conn_known(calls, id, call->ssl);
+  if (state && read_u64((u64)sk, OFF_sk_cookie) != state->conn.socket_cookie) {
+    call->sent -= length > 0 ? length : 0; /* a call-back of the program's, on another socket */
+    return false;
+  }
+  if (!state || sent_whole(state, call, length))
+    calls->depth--;
+  return true;
+}
+
 /* Called in the context of a thread that sends or receives: if it is inside a TLS call, the socket is that
  * connection's. `typed` says that sk is a pointer the verifier trusts, so that the cookie may be asked
  * for, which makes the kernel generate one even for sockets older than the daemon. */
@@ -74,6 +95,8 @@ static __always_inline void observe(struct sock *sk, s32 length, bool typed, u32
     adjacent_operation(calls, sk, length, typed, direction);
     return;
   }
+  if (direction == SENT && calls->depth <= CALL_DEPTH && sent_inside(calls, id, sk, length))
+    return;
   if (length <= 0)
     return;
   /* TLS in TLS: every active call's connection travels over this socket. */

@@ -104,9 +104,14 @@ static __always_inline void call_over(struct conn_state *state, struct calls *ca
     adjacent_call(state, calls, op, size);
 }
 
+/* The thread's call has ended, and not as it was expected to. */
+static __always_inline void end_missed(struct calls *calls, u64 id) {
+  whole_missed(conn_known(calls, id, call_at(calls, 0)->ssl));
+}
+
 /* Enter: object, buffer, length. Frames that are deeper in the stack than this one have ended without
  * their return being seen (longjmp, a killed probe); they are dropped by comparing stack pointers. */
-static __always_inline bool entered(struct pt_regs *ctx) {
+static __always_inline bool entered(struct pt_regs *ctx, bool session) {
   if (!admitted())
     return false;
   u64 cookie = bpf_get_attach_cookie(ctx);
@@ -134,9 +139,17 @@ static __always_inline bool entered(struct pt_regs *ctx) {
   conn_key_of(&key, calls, id, PT_REGS_PARM1(ctx));
   if ((cookie & COOKIE_KNOWN_ONLY) && !bpf_map_lookup_elem(MAP_CONNS, &key))
     return false;
-  if (!depth && op <= OP_WRITE && left_alone(calls, &key, op, PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx))) {
-    calls->depth = 0;
-    return false;
+  struct conn_state *state = NULL;
+  if (!depth && op <= OP_WRITE) {
+    if (session && calls->depth && call_at(calls, 0)->unseen)
+      end_missed(calls, id);
+    struct demand *demand = leaving_out();
+    if (demand || (session && op == OP_WRITE))
+      state = bpf_map_lookup_elem(MAP_CONNS, &key);
+    if (demand && state && left_alone(demand, state, calls, op, PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx))) {
+      calls->depth = 0;
+      return false;
+    }
   }
   struct call *call = call_at(calls, depth);
   call->sp = sp;
@@ -148,16 +161,21 @@ static __always_inline bool entered(struct pt_regs *ctx) {
   call->op = op;
   call->named = 0;
   call->library = (cookie >> 16) & 0xff;
+  call->sent = 0;
+  call->sends = 0;
+  call->unseen = session && op == OP_WRITE && goes_whole(state, call->room);
   calls->depth = depth + 1;
   if (op >= OP_HANDSHAKE && op <= OP_ACCEPT) {
     call->buffer = 0; /* where tls_error leaves why it fails */
-    struct conn_state *state = conn_of(calls, id, call->ssl, call->library);
+    state = conn_of(calls, id, call->ssl, call->library);
+    if (state)
+      forget_whole(state); /* TLS 1.2 may change to other ciphers */
     if (state && !(state->conn.flags & CONN_HANDSHAKE_SEEN)) {
       state->conn.flags |= CONN_HANDSHAKE_SEEN;
       state->conn.handshake_start = call->start;
     }
   }
-  return true;
+  return !call->unseen;
 }
 
 static __always_inline int left(struct pt_regs *ctx) {
@@ -246,15 +264,18 @@ static __always_inline int left(struct pt_regs *ctx) {
     account(state, ACCOUNTED_BYTES);
     state->conn.offset[SENT] += size; /* the next record's offset tells the gap */
     count(COUNTER_OVERSIZE_BYTES, size);
-  } else if (size)
+  } else if (size) {
     emit_data(state, call, size);
+    if (op == OP_WRITE)
+      learn_whole(state, call, size);
+  }
   else if (call->room && (cookie & COOKIE_ZERO_IS_EOF) && !(state->conn.flags & CONN_SOCKET_ENDED))
     emit_control(state, RECORD_EOF, call->start);
   return 0;
 }
 
 int tls_enter(struct pt_regs *ctx) {
-  entered(ctx);
+  entered(ctx, false);
   return 0;
 }
 
@@ -270,7 +291,7 @@ int tls_call(struct pt_regs *ctx) {
     left(ctx);
     return 0;
   }
-  return !entered(ctx);
+  return !entered(ctx, true);
 }
 
 /* SSL_set_fd: which descriptor carries the connection. The socket may not be connected yet, so the walk
@@ -299,6 +320,8 @@ int tls_end(struct pt_regs *ctx) {
     return 0;
   struct conn_key key;
   conn_key_of(&key, calls, id, PT_REGS_PARM1(ctx));
+  if (calls->depth == 1 && call_at(calls, 0)->unseen && call_at(calls, 0)->ssl == key.ssl)
+    calls->depth = 0; /* a write that failed before anything was sent: no more will be told of it */
   struct conn_state *state = bpf_map_lookup_elem(MAP_CONNS, &key);
   if (!state)
     return 0;

@@ -51,7 +51,7 @@ class Capture(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     unwatched: str = "metrics"
     """What happens while nobody watches: "metrics" goes on counting, "off" captures nothing."""
-    unwatched_rate: int = 2000
+    unwatched_rate: int = 500
     """Exchanges a second of connections that nobody watches, for the metrics: while there are more, whole
     connections are left out of all metrics but `spliff_unsampled_*`, and cost the traced programs less.
     0: none ever is."""

@@ -33,6 +33,7 @@ SOURCES = (
     "placement.bpf.c",
     "frames.bpf.c",
     "emit.bpf.c",
+    "writes.bpf.c",
     "tls.bpf.c",
     "scope.bpf.c",
     "flows.bpf.c",

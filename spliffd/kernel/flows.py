@@ -164,8 +164,8 @@ class HopLookup:
 def unpack_flow(data: bytes) -> Flow:
     """Decodes a struct flow; any FLOW_SIZE bytes give a result, fewer raise struct.error."""
     (
-        first, last, closed, netns, local, remote, local_port, remote_port, family, role, used, flags,
-        tgid, state, plaintext, ktls, handshake, sent, received,
+        first, received, closed, netns, local, remote, local_port, remote_port, family, role, used, flags,
+        tgid, state, plaintext, ktls, handshake, sent, last,
     ) = _FLOW.unpack_from(data)  # fmt: skip
     return Flow(
         first, last, closed, netns, local, remote, local_port, remote_port, family, role,

@@ -85,9 +85,9 @@ CANDIDATES = 8192
 stays without a socket, or is found later."""
 
 CANDIDATE_VALUE = 16
-CALLS_VALUE = 24 + 4 * 48 + 72 + 512
+CALLS_VALUE = 24 + 4 * 56 + 72 + 520
 GO_KEY, GO_VALUE = 16, 64
-CONN_KEY, CONN_VALUE = 24, 200
+CONN_KEY, CONN_VALUE = 24, 208
 WALKS = 16384
 """Two for each live HTTP/2 connection: a quarter of all that can be told apart; of one beyond, all is
 delivered. 5 MiB of kernel memory."""

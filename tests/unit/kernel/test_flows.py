@@ -14,8 +14,8 @@ from spliffd.kernel.flows import CLOSED, ESTABLISHED, FLOW_SIZE, LINGER_NS, Hop,
 
 def flow_bytes(closed_ns: int = 0, hops: tuple[Hop, ...] = (), used: int | None = None) -> bytes:
     head = struct.pack(
-        "=QQQQ16s16sHHBBBBIIQQ", 1, 2, closed_ns, 77, b"\xc0\0\2\1", b"\xc6\x33\x64\7", 40009, 443,
-        4, 1, len(hops) if used is None else used, 1, 4711, CLOSED if closed_ns else ESTABLISHED, 1009, 503,
+        "=QQQQ16s16sHHBBBBIIQQ", 1, 503, closed_ns, 77, b"\xc0\0\2\1", b"\xc6\x33\x64\7", 40009, 443,
+        4, 1, len(hops) if used is None else used, 1, 4711, CLOSED if closed_ns else ESTABLISHED, 1009, 2,
     )  # fmt: skip
     return (head + b"".join(struct.pack("=IIQQQQQ", *hop) for hop in hops)).ljust(FLOW_SIZE, b"\0")
 
