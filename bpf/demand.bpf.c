@@ -277,41 +277,14 @@ static __always_inline u64 unwanted(struct conn *conn, u32 direction, u64 offset
   return spared_bytes;
 }
 
-#define EACH(byte) (0x0101010101010101ULL * (byte))
-
-/* The top bit of each byte that is `byte` or `BYTE`; now and then of one that is not, above one that is. */
-static __always_inline u64 bytes_like(u64 eight, u8 byte) {
-  u64 zero = (eight | EACH(0x20)) ^ EACH(byte);
-  return (zero - EACH(1)) & ~zero & EACH(0x80);
-}
-
-/* Whether "gr", in whatever case, may stand in the text: seven places at a time. */
-static __always_inline bool may_say_gr(struct calls *calls, u64 size) {
-  for (u32 i = 0; i < REQUEST_TEXT; i += 7) {
-    u32 at = i;
-    asm volatile("" : "+r"(at)); /* or LLVM counts in pointers, whose bounds kernel 6.1 does not see */
-    if (at >= size)
-      break;
-    u64 eight = *(u64 *)&calls->text[at & (REQUEST_TEXT - 1)];
-    if (bytes_like(eight, 'g') & bytes_like(eight, 'r') >> 8)
-      return true;
-  }
-  return false;
-}
-
 /* Whether a request may ask for another protocol (RFC 9110, 7.8: by a field Upgrade, as h2c does too): "grad", in
- * whatever case, stands in its head; or the head does not end in what is looked at. Most end with the text, and
- * say "gr" nowhere. */
+ * whatever case, stands in its head; or the head does not end in what is looked at. */
 static __always_inline bool may_upgrade(struct calls *calls, u64 from, u64 size) {
   asm volatile("" : "+r"(size));
   if (size > REQUEST_TEXT)
     size = REQUEST_TEXT;
   if (bpf_probe_read_user(calls->text, size, (void *)from))
     return true;
-  u64 end = size - 4;
-  asm volatile("" : "+r"(end));
-  if (*(u32 *)&calls->text[end & (REQUEST_TEXT - 1)] == WORD4('\r', '\n', '\r', '\n') && !may_say_gr(calls, size))
-    return false;
   u32 four = 0;
   for (u32 i = 0; i < REQUEST_TEXT; i++) {
     u32 at = i;

@@ -263,7 +263,7 @@ struct calls {
   u64 socket; /* that tcp_sendmsg or tcp_recvmsg was entered with, until it returns; see sockets.bpf.c */
   struct call call[CALL_DEPTH];
   struct adjacent adjacent;
-  u8 text[REQUEST_TEXT + 8]; /* where a request is looked at, eight bytes at a time; see demand.bpf.c */
+  u8 text[REQUEST_TEXT]; /* where a request is looked at; see demand.bpf.c */
 };
 
 /* A call in a Go program; see go.bpf.c. */

@@ -85,7 +85,7 @@ CANDIDATES = 8192
 stays without a socket, or is found later."""
 
 CANDIDATE_VALUE = 16
-CALLS_VALUE = 24 + 4 * 56 + 72 + 520
+CALLS_VALUE = 24 + 4 * 56 + 72 + 512
 GO_KEY, GO_VALUE = 16, 64
 CONN_KEY, CONN_VALUE = 24, 208
 WALKS = 16384
