@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from spliffd import ipc
-from spliffd.kernel import records
+from spliffd.kernel import bpf, records
+from spliffd.kernel.flows import FLOW_SIZE, look_up
 from spliffd.kernel.maps import (
     DEMAND_CUT,
     DEMAND_PRESSED,
@@ -22,6 +23,9 @@ from tests.support.tracer import Tracer
 from tests.support.watched import GET, OK, Watched, twice
 
 lab = lab_of_the_file("demand")
+
+WALKS_AT = (FLOW_SIZE - 96, FLOW_SIZE - 48)
+"""``walk`` of both sides, in struct flow."""
 
 
 def test_all_is_delivered_while_the_rate_allows_it(kernel: Watched, dialogue: Dialogue):
@@ -40,6 +44,25 @@ def test_beyond_it_exchanges_are_counted_and_not_copied(kernel: Watched, dialogu
 
     assert kernel.said() == []
     assert kernel.unsampled() == 2 * 3
+
+
+def test_records_of_what_is_left_out_are_not_walked_any_more(kernel: Watched, dialogue: Dialogue):
+    fd = kernel.tracer.maps.fd["flows"]
+    dialogue.client(GET)
+    cookies = {record.conn.socket_cookie for record in kernel.data()} - {0}
+    for cookie in cookies:
+        key = cookie.to_bytes(8, "little")
+        flow = bytearray(bpf.map_lookup(fd, key, FLOW_SIZE))
+        for at in WALKS_AT:
+            flow[at : at + 8] = b"\1" * 8
+        bpf.map_update(fd, key, bytes(flow))
+    dialogue.client(GET)
+    assert all(side.walk for cookie in cookies for side in look_up(fd, cookie).sides)
+
+    kernel.share(0)
+    dialogue.client(GET)
+
+    assert not any(side.walk for cookie in cookies for side in look_up(fd, cookie).sides)
 
 
 def test_an_exchange_that_has_begun_is_delivered_to_its_end(kernel: Watched, dialogue: Dialogue):

@@ -180,6 +180,21 @@ def test_what_call_backs_send_elsewhere_is_no_part_of_it(seen13: Seen):
     assert seen13.unmatched() == 0
 
 
+def test_what_a_call_back_sends_elsewhere_is_not_taken_for_the_record(seen13: Seen):
+    """Of a call that the full socket refuses nothing is delivered, though as many bytes were sent in it."""
+    assert seen13.cost("a", 4096) == 2
+    seen13.writer.does("aside", number=4096 + 22)
+    whole = ["a" * 4096]
+    for letter in "bcdefghijklmnop" * 40:
+        if seen13.writer.write(letter, 4096) != 4096:
+            break
+        whole.append(letter * 4096)
+    else:
+        pytest.fail("the socket takes everything")
+
+    assert seen13.said() == "".join(whole)
+
+
 def test_a_handshake_call_begins_anew(seen: Seen):
     assert [seen.cost("a", 100), seen.cost("b", 100)] == [2, 1]
     assert seen.writer.does("again") == "1"
@@ -214,6 +229,7 @@ def test_a_write_that_sends_nothing_leaves_no_call_behind(seen: Seen):
     seen.writer.does("shutdown")
     assert seen.writer.write("b", 100) == -1
     seen.writer.does("free")
+    seen.writer.arrived()  # the thread's next call
 
     assert seen.said() == "a" * 100
     assert seen.unmatched() == 0
