@@ -268,8 +268,7 @@ static __always_inline int left(struct pt_regs *ctx) {
     emit_data(state, call, size);
     if (op == OP_WRITE)
       learn_whole(state, call, size);
-  }
-  else if (call->room && (cookie & COOKIE_ZERO_IS_EOF) && !(state->conn.flags & CONN_SOCKET_ENDED))
+  } else if (call->room && (cookie & COOKIE_ZERO_IS_EOF) && !(state->conn.flags & CONN_SOCKET_ENDED))
     emit_control(state, RECORD_EOF, call->start);
   return 0;
 }

@@ -12,11 +12,14 @@
  * not delivered, for nobody knows how it ended: it is counted, and its connection goes back to return probes.
  */
 
-#define ERESTARTSYS 512 /* include/linux/errno.h: a signal came before anything was taken, and the call is made again, */
-#define ERESTART_LAST 516 /* by the kernel or, told EINTR, by the program */
-#define TLS13_ADDED 22         /* RFC 8446, 5.2: header 5, content type 1, tag 16 */
+/* include/linux/errno.h: a signal came before anything was taken, and the send is made again, by the kernel or, told
+ * EINTR, by the program. */
+#define ERESTARTSYS 512
+#define ERESTART_LAST 516
+
+#define TLS13_ADDED 22 /* RFC 8446, 5.2: header 5, content type 1, tag 16 */
 #define TLS12_GCM_ADDED 29     /* RFC 5288, 3; RFC 6655, 3: header 5, nonce 8, tag 16 */
-#define TLS12_CHACHA_ADDED 21  /* RFC 7905, 2: header 5, tag 16 */
+#define TLS12_CHACHA_ADDED 21 /* RFC 7905, 2: header 5, tag 16 */
 
 /* At the beginning of a write of `room` bytes: whether its end need not be looked at. */
 static __always_inline bool goes_whole(struct conn_state *state, u32 room) {

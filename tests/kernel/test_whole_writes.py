@@ -146,16 +146,28 @@ def test_a_full_socket_and_calls_made_again(seen: Seen, seed: int):
     assert seen.unmatched() == 0
 
 
-def test_a_call_that_is_not_made_again_was_none(seen: Seen):
+def until_refused(writer: Writer) -> str:
+    """Writes until the socket is full; returns what it took whole calls of."""
     whole = []
-    for letter in "abcdefghijklmnop" * 40:
-        if seen.writer.write(letter, 4096) != 4096:
-            break
+    for letter in "bcdefghijklmnop" * 40:
+        if writer.write(letter, 4096) != 4096:
+            return "".join(whole)
         whole.append(letter * 4096)
-    else:
-        pytest.fail("the socket takes everything")
+    pytest.fail("the socket takes everything")
 
-    assert seen.said() == "".join(whole)
+
+def test_a_call_that_is_not_made_again_was_none(seen: Seen):
+    whole = until_refused(seen.writer)
+
+    assert seen.said() == whole
+    assert seen.unmatched() == 0
+
+
+def test_a_call_that_signals_interrupt_and_the_kernel_makes_again_is_delivered(seen: Seen):
+    letters = "abcdefghijklmnop" * 40
+    assert seen.writer.does("interrupted", letters, 4096) == str(4096 * len(letters))
+
+    assert seen.said() == "".join(letter * 4096 for letter in letters)
     assert seen.unmatched() == 0
 
 
@@ -184,15 +196,9 @@ def test_what_a_call_back_sends_elsewhere_is_not_taken_for_the_record(seen13: Se
     """Of a call that the full socket refuses nothing is delivered, though as many bytes were sent in it."""
     assert seen13.cost("a", 4096) == 2
     seen13.writer.does("aside", number=4096 + 22)
-    whole = ["a" * 4096]
-    for letter in "bcdefghijklmnop" * 40:
-        if seen13.writer.write(letter, 4096) != 4096:
-            break
-        whole.append(letter * 4096)
-    else:
-        pytest.fail("the socket takes everything")
+    whole = until_refused(seen13.writer)
 
-    assert seen13.said() == "".join(whole)
+    assert seen13.said() == "a" * 4096 + whole
 
 
 def test_a_handshake_call_begins_anew(seen: Seen):

@@ -11,7 +11,7 @@ import subprocess
 from tests.support.lab import PYTHON, Lab
 
 PROGRAM = r"""
-import ctypes, socket, ssl, struct, sys
+import ctypes, signal, socket, ssl, struct, sys, threading, time
 certificate, key, version, ciphers = sys.argv[1:5]
 P = ctypes.c_void_p
 lib = ctypes.CDLL("libssl.so.3")
@@ -49,6 +49,14 @@ def call_back(writing, version, kind, data, size, ssl_, argument):
     if writing and kind == 256:  # SSL3_RT_HEADER: before the record is sent
         aside.send(bytes(aside_bytes))
 
+def read_late(wanted):
+    time.sleep(0.3)
+    while wanted > 0:
+        try:
+            wanted -= len(server.recv(1 << 16))
+        except ssl.SSLWantReadError:
+            time.sleep(0.001)
+
 print("ready", flush=True)
 for line in sys.stdin:
     what, text, number = line.split()
@@ -63,6 +71,16 @@ for line in sys.stdin:
         except (ssl.SSLWantReadError, OSError):
             pass
         done = got.decode() or "-"
+    elif what == "interrupted":  # by signals, while the socket is full and blocks
+        near.setblocking(True)
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.siginterrupt(signal.SIGALRM, False)  # SA_RESTART
+        reader = threading.Thread(target=read_late, args=(len(text) * number,))
+        reader.start()
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        done = sum(lib.SSL_write(client, letter.encode() * number, number) for letter in text)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        reader.join()
     elif what == "fragment":
         done = lib.SSL_ctrl(client, 52, number, None)
     elif what == "update":
